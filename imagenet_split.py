@@ -1,0 +1,228 @@
+"""The two subsets of ImageNet that a search reads: 10 % of each class to train weights, 2.5 % for the architecture.
+
+    python imagenet_split.py --data .data/imagenet --out .data/imagenet_split
+    python imagenet_split.py --data .data/imagenet --out .data/imagenet_split --check     # open every image instead
+
+Reads DATA/train/<class>/*.JPEG and makes OUT/train/<class>/ and OUT/val/<class>/, disjoint, as hard links: no image is
+stored twice. The same arguments always pick the same images. A run that was interrupted completes when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from utils import UserError, cli, progress, write_whole
+
+PARTS = ("train", "val")
+MANIFEST = "split.json"  # written last: it marks a finished split
+TEMPORARY = ".part"  # ending of a copy that is under way
+
+
+def main(args: argparse.Namespace) -> None:
+    """Make the split, or with ``--check`` look at every image."""
+    data, out = Path(args.data), Path(args.out)
+    if not (data / "train").is_dir():
+        raise UserError(f"--data {data}: no folder {data / 'train'}; expected {data}/train/<class>/<image>")
+    if args.check:
+        check(data, out)
+    else:
+        split(data, out, args)
+
+
+def split(data: Path, out: Path, args: argparse.Namespace) -> None:
+    """Place the picked images of every class; a finished split is left as it is."""
+    check_arguments(data, out, args)
+    wanted = {
+        "data": os.path.relpath(data.resolve(), out.resolve()),  # relative: both folders may move together
+        "train": args.train,
+        "val": args.val,
+        "seed": args.seed,
+        "mode": args.mode,
+    }
+    if (out / MANIFEST).exists():
+        print(f"{out}: finished before, {recognise(out, wanted)}")
+        return
+    classes = class_folders(data / "train")
+    plan = {name: pick(folder, args.train, args.val, args.seed) for name, folder in progress(classes, desc="listing")}
+    check_leftovers(out, plan)
+    for name, parts in progress(plan.items(), desc=f"{args.mode} images"):
+        for part, images in parts.items():
+            place(data / "train" / name, out / part / name, images, args.mode)
+    counts = {part: sum(len(parts[part]) for parts in plan.values()) for part in PARTS}
+    write_whole(out / MANIFEST, json.dumps(wanted | {"classes": len(plan), "images": counts}, indent=2) + "\n")
+    print(f"{out}: {described(json.loads((out / MANIFEST).read_text()))}")
+
+
+def check_arguments(data: Path, out: Path, args: argparse.Namespace) -> None:
+    """UserError for fractions, a seed or an output folder that no split can have."""
+    for flag, fraction in (("--train", args.train), ("--val", args.val)):
+        if not 0 < fraction < 1:
+            raise UserError(f"{flag} {fraction}: expected a fraction of each class between 0 and 1")
+    if args.train + args.val > 1:
+        raise UserError(f"--train {args.train} --val {args.val}: together more than the whole class")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: expected 0 or a positive integer")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file, expected a folder")
+    source, target = (data / "train").resolve(), out.resolve()
+    if target == data.resolve() or target == source or source in target.parents:
+        raise UserError(f"--out {out}: would mix the split with the images of {source}; give a folder of its own")
+
+
+def recognise(out: Path, wanted: dict) -> str:
+    """A line about the finished split in ``out``; UserError if it was made with other arguments than ``wanted``."""
+    try:
+        made = json.loads((out / MANIFEST).read_text())
+        line = described(made)
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{out / MANIFEST}: not written by imagenet_split.py; give another --out") from None
+    for name, value in wanted.items():
+        if made.get(name) != value:
+            raise UserError(
+                f"{out} is a finished split with {name} = {made.get(name)}, asked for {value};"
+                " nothing was changed: give another --out, or remove that folder first"
+            )
+    return line
+
+
+def described(manifest: dict) -> str:
+    """The contents of a finished split in a line."""
+    images = manifest["images"]
+    return f"{manifest['classes']} classes, {images['train']} images in train/ and {images['val']} in val/"
+
+
+def class_folders(root: Path) -> list[tuple[str, Path]]:
+    """(name, folder) of the classes in ``root``, sorted by name."""
+    with os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    if not names:
+        raise UserError(f"{root}: no class folders; expected {root}/<class>/<image>")
+    return [(name, root / name) for name in names]
+
+
+def image_names(folder: Path) -> list[str]:
+    """Sorted names of the images in a folder; what is no image by its ending is left out."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.name.lower().endswith(IMG_EXTENSIONS))
+
+
+def pick(folder: Path, train: float, val: float, seed: int) -> dict[str, list[str]]:
+    """The images of one class for each part: the given fractions, rounded, at least one each and never the same.
+
+    The generator is seeded with the seed and the name of the class, so that neither the order in which the file system
+    lists images nor the other classes change the choice.
+    """
+    names = image_names(folder)
+    if len(names) < len(PARTS):
+        raise UserError(f"{folder}: {len(names)} images, a split needs at least {len(PARTS)} in each class")
+    num_train = min(max(1, round(train * len(names))), len(names) - 1)
+    num_val = min(max(1, round(val * len(names))), len(names) - num_train)
+    order = np.random.default_rng([seed, *os.fsencode(folder.name)]).permutation(len(names))
+    chosen = [names[i] for i in order[: num_train + num_val]]
+    return {"train": sorted(chosen[:num_train]), "val": sorted(chosen[num_train:])}
+
+
+def check_leftovers(out: Path, plan: dict[str, dict[str, list[str]]]) -> None:
+    """Everything in ``out`` must be part of the split, as an interrupted run left it; UserError otherwise.
+
+    Unfinished copies are removed.
+    """
+    for part in PARTS:
+        for path in (out / part).glob("*/*"):
+            if path.name.endswith(TEMPORARY):
+                path.unlink()
+            elif path.name not in plan.get(path.parent.name, {}).get(part, []):
+                raise UserError(
+                    f"{path} does not belong to this split: {out} holds the files of another one,"
+                    " or of an interrupted run with other arguments; give an empty --out"
+                )
+
+
+def place(source: Path, target: Path, images: list[str], mode: str) -> None:
+    """Link or copy images of a class; those that are there already stay. Each is whole or absent at any moment."""
+    target.mkdir(parents=True, exist_ok=True)
+    present = set(image_names(target))
+    for name in images:
+        if name in present:
+            continue
+        if mode == "link":
+            link((source / name).resolve(), target / name)
+        else:
+            temporary = target / (name + TEMPORARY)
+            shutil.copy2(source / name, temporary)
+            temporary.replace(target / name)
+
+
+def link(source: Path, target: Path) -> None:
+    """A hard link, or a UserError that says what to do where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise UserError(
+                f"{source} and {target.parent} lie on different file systems, where no hard links are possible:"
+                " use --mode copy, or an --out beside the images"
+            ) from None
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise UserError(f"{source}: cannot be hard-linked ({error.strerror}): use --mode copy") from None
+        raise
+
+
+def check(data: Path, out: Path) -> None:
+    """Open every image of both folders, list the unreadable ones and exit with 1 if there are any."""
+    paths = {}  # by file, so that the hard links of a split are not opened again
+    for folder in (root / part for root in (data, out) for part in PARTS if (root / part).is_dir()):
+        for path in (images / name for _, images in class_folders(folder) for name in image_names(images)):
+            status = path.stat() if path.exists() else None
+            paths.setdefault((status.st_dev, status.st_ino) if status else path, str(path))
+    bad = 0
+    with multiprocessing.Pool(2) as pool:
+        for line in progress(pool.imap(unreadable, paths.values(), chunksize=32), total=len(paths), desc="opening"):
+            if line:
+                bad += 1
+                print(line, flush=True)
+    print(f"{len(paths)} images opened, {bad} unreadable")
+    if bad:
+        raise SystemExit(1)
+
+
+def unreadable(path: str) -> str | None:
+    """``path: reason`` if Pillow cannot decode all of the image, None if it can."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd EXIF data in good images
+            with Image.open(path) as image:
+                image.verify()
+            with Image.open(path) as image:  # verify leaves the image unusable, and does not decode it
+                image.load()
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        return f"{path}: {error or type(error).__name__}"
+    return None
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default=".data/imagenet", help="folder with train/<class>/<image>")
+    parser.add_argument("--out", default=".data/imagenet_split", help="the split: train/<class>/ and val/<class>/")
+    parser.add_argument("--train", type=float, default=0.1, help="fraction of each class that trains the weights")
+    parser.add_argument("--val", type=float, default=0.025, help="fraction that trains the architecture")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mode", choices=("link", "copy"), default="link", help="hard links take no space")
+    parser.add_argument("--check", action="store_true", help="make nothing; open every image, list the unreadable ones")
+    return parser
+
+
+if __name__ == "__main__":
+    cli(main, get_parser())

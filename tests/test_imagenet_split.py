@@ -1,0 +1,194 @@
+"""The ImageNet split: per class, disjoint, the same from every file system, whole after an interruption."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import imagenet_split
+
+ROOT = Path(__file__).parent.parent
+
+
+def make_images(root: Path, classes: int, images: int, order: random.Random | None = None) -> Path:
+    """train/<class>/<image>, written in the given order; every image has a content of its own."""
+    names = [(f"n{c:08d}", f"n{c:08d}_{i}.JPEG") for c in range(classes) for i in range(images)]
+    if order:
+        order.shuffle(names)
+    for folder, name in names:
+        (root / "train" / folder).mkdir(parents=True, exist_ok=True)
+        (root / "train" / folder / name).write_bytes(name.encode())
+    return root
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line inside this process: its exit code, standard output and lines of standard error."""
+
+    def run(*arguments) -> tuple[int, str, list[str]]:
+        capsys.readouterr()
+        code = 0
+        try:
+            imagenet_split.cli(imagenet_split.main, imagenet_split.get_parser(), [str(a) for a in arguments])
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err.splitlines()
+
+    return run
+
+
+def split(data: Path, out: Path, *arguments) -> None:
+    """The same, inside this process."""
+    command = ["--data", data, "--out", out, *arguments]
+    imagenet_split.main(imagenet_split.get_parser().parse_args([str(a) for a in command]))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_fractions_of_each_class_and_no_image_twice(tmp_path):
+    data = make_images(tmp_path / "data", classes=3, images=40)
+    (data / "train" / "n00000000" / "notes.txt").write_text("not an image")
+    split(data, tmp_path / "out")
+    for folder in (data / "train").iterdir():
+        train, val = ({p.name for p in (tmp_path / "out" / part / folder.name).iterdir()} for part in ("train", "val"))
+        assert (len(train), len(val)) == (4, 1)
+        assert not train & val
+        for part, names in (("train", train), ("val", val)):
+            for name in names:
+                assert os.path.samefile(folder / name, tmp_path / "out" / part / folder.name / name)
+
+
+def test_small_classes_have_an_image_in_each_part(tmp_path):
+    data = make_images(tmp_path / "data", classes=1, images=2)
+    split(data, tmp_path / "out", "--train", 0.9, "--val", 0.1)
+    assert len(list((tmp_path / "out").glob("train/*/*"))) == len(list((tmp_path / "out").glob("val/*/*"))) == 1
+    (data / "train" / "n00000000" / "n00000000_0.JPEG").unlink()
+    with pytest.raises(imagenet_split.UserError, match="1 images, a split needs at least 2"):
+        split(data, tmp_path / "other")
+
+
+def test_same_choice_whatever_the_order_of_the_files_and_the_other_classes(tmp_path):
+    chosen = []
+    for number, classes in enumerate((6, 6, 3)):
+        data = make_images(tmp_path / str(number) / "data", classes, images=30, order=random.Random(number))
+        split(data, tmp_path / str(number) / "out")
+        files = contents(tmp_path / str(number) / "out")
+        chosen.append({name for name in files if "n00000001" in name or "n00000002" in name})
+    assert chosen[0] == chosen[1] == chosen[2] != set()
+    split(tmp_path / "0" / "data", tmp_path / "seed1", "--seed", 1)
+    assert set(contents(tmp_path / "seed1")) != set(contents(tmp_path / "0" / "out"))
+
+
+def test_copies_are_files_of_their_own(tmp_path):
+    data = make_images(tmp_path / "data", classes=2, images=10)
+    split(data, tmp_path / "out", "--mode", "copy")
+    split(data, tmp_path / "linked")
+    images = {name: image for name, image in contents(tmp_path / "out").items() if name != "split.json"}
+    assert images == {name: image for name, image in contents(tmp_path / "linked").items() if name != "split.json"}
+    for path in (tmp_path / "out").glob("*/*/*"):
+        assert path.stat().st_nlink == 1
+
+
+def test_killed_and_run_again_gives_the_result_of_one_run(tmp_path):
+    data = make_images(tmp_path / "data", classes=300, images=20)
+    split(data, tmp_path / "whole", "--mode", "copy")
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        str(ROOT / "imagenet_split.py"),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--mode",
+        "copy",
+    ]
+    process = subprocess.Popen(command)
+    while not len(list(out.glob("train/*"))) > 100:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "split.json").exists()
+    (out / "train" / "n00000000" / "n00000000_7.JPEG.part").write_bytes(b"half a copy")
+    split(data, out, "--mode", "copy")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_finished_split_is_recognised_and_another_one_refused(tmp_path, run):
+    data = make_images(tmp_path / "data", classes=2, images=20)
+    out = tmp_path / "out"
+    split(data, out)
+    before = contents(out)
+    code, text, _ = run("--data", data, "--out", out)
+    assert code == 0 and "finished before, 2 classes, 4 images in train/ and 2 in val/" in text
+    code, _, errors = run("--data", data, "--out", out, "--seed", 1)
+    assert code == 2 and len(errors) == 1 and "seed = 0, asked for 1" in errors[0]
+    assert contents(out) == before
+    (out / "split.json").unlink()  # as after an interruption
+    del before["split.json"]
+    code, _, errors = run("--data", data, "--out", out, "--seed", 1)
+    assert code == 2 and len(errors) == 1 and "does not belong to this split" in errors[0]
+    assert contents(out) == before
+
+
+def test_no_hard_links_across_file_systems(tmp_path, monkeypatch):
+    data = make_images(tmp_path / "data", classes=1, images=20)
+
+    def link(source, target):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(imagenet_split.UserError, match="--mode copy"):
+        split(data, tmp_path / "out")
+    split(data, tmp_path / "out", "--mode", "copy")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "nowhere"], "no folder nowhere/train"),
+        (["--train", "0"], "--train 0.0"),
+        (["--val", "nan"], "--val nan"),
+        (["--train", "0.9", "--val", "0.2"], "more than the whole class"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--out", "data"], "would mix"),
+        (["--out", "data/train/split"], "would mix"),
+    ],
+)
+def test_bad_arguments_get_one_line(tmp_path, monkeypatch, run, arguments, message):
+    make_images(tmp_path / "data", classes=1, images=20)
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = run("--data", "data", "--out", "out", *arguments)
+    assert code == 2 and len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_lists_unreadable_images(tmp_path, run):
+    data = tmp_path / "data"
+    for number in range(6):
+        path = data / "train" / f"class{number % 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 40), 50).save(path)
+    code, text, _ = run("--data", data, "--out", tmp_path / "out", "--check")
+    assert code == 0 and "6 images opened, 0 unreadable" in text
+    assert not (tmp_path / "out").exists()
+
+    split(data, tmp_path / "out", "--train", 0.5, "--val", 0.5)  # hard links: still six images
+    truncated, empty = data / "train" / "class0" / "0.jpg", data / "train" / "class1" / "1.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:-300])
+    empty.write_bytes(b"")
+    code, text, _ = run("--data", data, "--out", tmp_path / "out", "--check")
+    assert code == 1
+    assert str(truncated) in text and str(empty) in text and "6 images opened, 2 unreadable" in text
