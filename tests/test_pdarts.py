@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import genotypes
 import train_search
+from genotypes import PRIMITIVES
+from model_search import Network
 
 GOLDEN = Path(__file__).parent / "golden"
 STAGES = json.loads((GOLDEN / "pdarts_stages.json").read_text())
-FULL = {cell: [STAGES["primitives"]] * genotypes.EDGES for cell in train_search.CELLS}
+FULL = {cell: [PRIMITIVES] * genotypes.EDGES for cell in train_search.CELLS}
 
 
 def alphas_of(stage: dict) -> dict[str, np.ndarray]:
@@ -108,3 +111,34 @@ def test_inputs_are_left_alone():
     train_search.drop_candidates(candidates, alphas, 2, drop_none_first=True)
     assert json.dumps(candidates) == before[0]
     assert all((alphas[cell] == before[1][cell]).all() for cell in alphas)
+
+
+def published_weights(golden: np.lib.npyio.NpzFile) -> dict[str, torch.Tensor]:
+    """The network weights of a golden file under our names (its README says how the published ones differ)."""
+    weights = {key[2:]: torch.from_numpy(golden[key]) for key in golden if key.startswith("w/") and "alphas" not in key}
+    return {key.replace("cell_ops", "_ops").replace("m_ops", "_ops"): w for key, w in weights.items()}
+
+
+@pytest.mark.parametrize("name", ["full", "kept5"])
+def test_golden_supernet(name):
+    golden = np.load(GOLDEN / f"pdarts_supernet_{name}.npz")
+    candidates = {
+        cell: [[op for op, on in zip(PRIMITIVES, row, strict=True) if on] for row in golden[f"switches_{cell}"]]
+        for cell in train_search.CELLS
+    }
+    network = Network(4, 10, 5, candidates)
+    missing, unexpected = network.load_state_dict(published_weights(golden), strict=False)
+    assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)
+    alphas = {cell: torch.tensor(golden[f"w/alphas_{cell}"], requires_grad=True) for cell in train_search.CELLS}
+    logits = network(torch.from_numpy(golden["x"]), {cell: a.softmax(dim=-1) for cell, a in alphas.items()}, None)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(golden["y"]))
+    loss.backward()
+    assert_close(logits, golden["logits"])
+    assert_close(loss, golden["loss"])
+    for cell, alpha in alphas.items():
+        assert_close(alpha.grad, golden[f"grad/alphas_{cell}"])
+
+
+def assert_close(ours: torch.Tensor, golden: np.ndarray) -> None:
+    """Within 1e-4 of the largest value."""
+    assert np.abs(ours.detach().numpy() - golden).max() <= 1e-4 * np.abs(golden).max()
