@@ -258,7 +258,7 @@ def load(text: str) -> Genotype:
         UnicodeDecodeError,
         ValueError,
     ) as error:  # a name too long for a path, a folder not ours, not text
-        raise ValueError(f"no genotype in {shown(text)}: {error}") from None
+        raise ValueError(f"no genotype in {shown(text)}: {getattr(error, 'strerror', None) or error}") from None
     raise ValueError(
         f"no genotype {shown(text)}: expected one of {', '.join(names())}, a genotype.txt, a run folder that holds one,"
         " or a literal Genotype(...)"

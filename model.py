@@ -1,0 +1,201 @@
+"""Discovered networks: a genotype's cells stacked for 32x32 images (NetworkCIFAR) or 224x224 ones (NetworkImageNet)."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from genotypes import Genotype
+from model_search import imagenet_stem
+from operations import OPS, FactorizedReduce, Identity, Node, ReLUConvBN
+
+
+class Cell(nn.Module):
+    """A cell of a genotype: every intermediate node sums two operations."""
+
+    def __init__(
+        self, genotype: Genotype, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool
+    ) -> None:
+        super().__init__()
+        preprocess0 = FactorizedReduce if reduction_prev else ReLUConvBN
+        self.preprocess0 = preprocess0(C_prev_prev, C)
+        self.preprocess1 = ReLUConvBN(C_prev, C)
+        edges = genotype.reduce if reduction else genotype.normal
+        self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
+        self.multiplier = len(self._concat)
+        self._indices = [source for _, source in edges]
+        self._ops = nn.ModuleList(OPS[op](C, 2 if reduction and source < 2 else 1, True) for op, source in edges)
+
+    def forward(self, s0: Node, s1: Node, drop_path_prob: float) -> Node:
+        nodes = [Node(self.preprocess0(s0)), Node(self.preprocess1(s1))]
+        for i in range(0, len(self._ops), 2):
+            a, b = (self._edge(k, nodes, drop_path_prob) for k in (i, i + 1))
+            nodes.append(Node(a + b))
+        return Node(torch.cat([nodes[i].x for i in self._concat], dim=1))
+
+    def _edge(self, k: int, nodes: list[Node], drop_path_prob: float) -> Tensor:
+        op = self._ops[k]
+        y = op(nodes[self._indices[k]])
+        if self.training and drop_path_prob > 0 and not isinstance(op, Identity):
+            y = drop_path(y, drop_path_prob)
+        return y
+
+
+def drop_path(x: Tensor, p: float) -> Tensor:
+    """x (N, C, H, W) with each sample zeroed with probability p, the others divided by 1 - p (FractalNet)."""
+    keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - p)
+    return x * (keep / (1 - p))
+
+
+class AuxiliaryHead(nn.Module):
+    """The classifier behind cell 2*layers//3 that helps training (stride 3 on 8x8 inputs, 2 on ImageNet's 7x7)."""
+
+    def __init__(self, C: int, num_classes: int, stride: int, second_bn: bool) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(inplace=False),
+            nn.AvgPool2d(5, stride=stride, padding=0, count_include_pad=False),
+            nn.Conv2d(C, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(128, 768, 2, bias=False),
+            *([nn.BatchNorm2d(768)] if second_bn else []),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(2).mean(-1))  # 1x1 at the standard sizes
+
+
+class Network(nn.Module):
+    """What both networks share: cells with two reductions, the auxiliary head, pooling and the linear classifier."""
+
+    def __init__(
+        self,
+        C: int,
+        num_classes: int,
+        layers: int,
+        auxiliary: bool,
+        genotype: Genotype,
+        C_stem: int,
+        reduction_first: bool,
+        auxiliary_stride: int,
+        auxiliary_second_bn: bool,
+    ) -> None:
+        super().__init__()
+        self.drop_path_prob = 0.0
+        self._auxiliary_layer = 2 * layers // 3
+        C_prev_prev, C_prev, reduction_prev = C_stem, C_stem, reduction_first
+        self.cells = nn.ModuleList()
+        for layer in range(layers):
+            reduction = layer in (layers // 3, 2 * layers // 3)
+            C = 2 * C if reduction else C
+            cell = Cell(genotype, C_prev_prev, C_prev, C, reduction, reduction_prev)
+            self.cells.append(cell)
+            C_prev_prev, C_prev, reduction_prev = C_prev, cell.multiplier * C, reduction
+            if layer == self._auxiliary_layer:
+                C_auxiliary = C_prev
+        if auxiliary:
+            self.auxiliary_head = AuxiliaryHead(C_auxiliary, num_classes, auxiliary_stride, auxiliary_second_bn)
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_prev, num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two inputs of the first cell."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits (N, classes) of images (N, 3, H, W), and those of the auxiliary head in training mode, else None."""
+        s0, s1 = self.stems(x.contiguous(memory_format=torch.channels_last))
+        s0, s1 = (Node(s0),) * 2 if s0 is s1 else (Node(s0), Node(s1))
+        auxiliary_logits = None
+        for layer, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
+            if layer == self._auxiliary_layer and self.training and hasattr(self, "auxiliary_head"):
+                auxiliary_logits = self.auxiliary_head(s1.x)
+        return self.classifier(self.global_pooling(s1.x).flatten(1)), auxiliary_logits
+
+
+class NetworkCIFAR(Network):
+    """For small images such as CIFAR's: a 3x3 stem without stride."""
+
+    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype) -> None:
+        super().__init__(
+            C,
+            num_classes,
+            layers,
+            auxiliary,
+            genotype,
+            C_stem=3 * C,
+            reduction_first=False,
+            auxiliary_stride=3,
+            auxiliary_second_bn=True,
+        )
+        self.stem = nn.Sequential(nn.Conv2d(3, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
+        self.to(memory_format=torch.channels_last)
+
+    def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        return x, x
+
+
+class NetworkImageNet(Network):
+    """For ImageNet: a stem of stride 8. The auxiliary head of P-DARTS has a second BatchNorm, that of DDSAS has not."""
+
+    def __init__(
+        self,
+        C: int,
+        num_classes: int,
+        layers: int,
+        auxiliary: bool,
+        genotype: Genotype,
+        auxiliary_second_bn: bool = False,
+    ) -> None:
+        super().__init__(
+            C,
+            num_classes,
+            layers,
+            auxiliary,
+            genotype,
+            C_stem=C,
+            reduction_first=True,
+            auxiliary_stride=2,
+            auxiliary_second_bn=auxiliary_second_bn,
+        )
+        self.stem0, self.stem1 = imagenet_stem(C)
+        self.to(memory_format=torch.channels_last)
+
+    def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        s0 = self.stem0(x)
+        return s0, self.stem1(s0)
+
+
+def count_parameters(network: nn.Module) -> int:
+    """The number of parameters without the auxiliary head."""
+    return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary_head"))
+
+
+def count_multiply_adds(network: nn.Module, image_size: int) -> int:
+    """Multiply-adds of convolutions and linear layers for one image in evaluation: half of PyTorch's FLOP count."""
+    device, training = next(network.parameters()).device, network.training
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, 3, image_size, image_size, device=device))
+    network.train(training)
+    return counter.get_total_flops() // 2
+
+
+def mobile_channels(genotype: Genotype, layers: int, num_classes: int = 1000, limit: int = 600_000_000) -> int:
+    """The largest even init_channels that keeps a NetworkImageNet under ``limit`` multiply-adds at 224x224."""
+
+    def cost(C: int) -> int:
+        with torch.device("meta"):
+            return count_multiply_adds(NetworkImageNet(C, num_classes, layers, False, genotype), 224)
+
+    even = range(2, 1024, 2)
+    return even[bisect_left(even, limit, key=cost) - 1]

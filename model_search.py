@@ -1,0 +1,357 @@
+"""The supernet (MixedOp, Cell, Network), its architecture parameters, and the dynamic subspace that a bandit moves.
+
+The three are apart: the Network holds weights only and is told which operations are active as plain Python indices; the
+Architecture holds alpha and beta; the DynamicSpace is numpy on the CPU and knows no module. A space that does not move,
+with fixed candidates per edge, is P-DARTS.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genotypes import EDGES, NODES, Genotype
+from operations import OPS, FactorizedReduce, Identity, Node, Pool, ReLUConvBN
+
+CELL_TYPES = ("normal", "reduce")
+
+
+class MixedOp(nn.Module):
+    """One edge: the weighted sum of its active candidates (DARTS, equation 2; DDSAS, section 2)."""
+
+    def __init__(self, C: int, stride: int, primitives: list[str]) -> None:
+        super().__init__()
+        self._ops = nn.ModuleList()
+        for primitive in primitives:
+            op = OPS[primitive](C, stride, False)
+            if isinstance(op, Pool):
+                op.append(nn.BatchNorm2d(C, affine=False))
+            self._ops.append(op)
+        self.stride = stride
+        self.computed = [k for k, primitive in enumerate(primitives) if primitive != "none"]
+
+    def forward(self, source: Node, weights: list[Tensor], active: list[int] | None) -> Tensor | None:
+        """sum over active k of weights[k] * op_k(source); None if that is nothing but `none`."""
+        total = None
+        for k in self.computed if active is None else active:
+            if k in self.computed:
+                y = self._ops[k](source, weights[k])
+                total = y if total is None else total.add_(y)
+        return total
+
+
+class Cell(nn.Module):
+    """A cell: each intermediate node sums its incoming edges; the output concatenates the intermediate nodes."""
+
+    def __init__(
+        self,
+        C_prev_prev: int,
+        C_prev: int,
+        C: int,
+        reduction: bool,
+        reduction_prev: bool,
+        candidates: list[list[str]],
+    ) -> None:
+        super().__init__()
+        self.reduction = reduction
+        preprocess0 = FactorizedReduce if reduction_prev else ReLUConvBN
+        self.preprocess0 = preprocess0(C_prev_prev, C, affine=False)
+        self.preprocess1 = ReLUConvBN(C_prev, C, affine=False)
+        sources = [source for node in range(NODES) for source in range(2 + node)]
+        self._ops = nn.ModuleList(
+            MixedOp(C, 2 if reduction and source < 2 else 1, primitives)
+            for source, primitives in zip(sources, candidates, strict=True)
+        )
+
+    def forward(self, s0: Node, s1: Node, weights: list[list[Tensor]], active: list[list[int]] | None) -> Node:
+        nodes = [Node(self.preprocess0(s0)), Node(self.preprocess1(s1))]
+        edge = 0
+        for _ in range(NODES):
+            total = None
+            for source in nodes[:]:
+                y = self._ops[edge](source, weights[edge], None if active is None else active[edge])
+                if y is not None:
+                    total = y if total is None else total.add_(y)
+                edge += 1
+            if total is None:  # every incoming edge is `none`
+                stride = self._ops[edge - 1 - len(nodes)].stride
+                total = torch.zeros_like(nodes[0].x[:, :, ::stride, ::stride])
+            nodes.append(Node(total))
+        return Node(torch.cat([node.x for node in nodes[2:]], dim=1))
+
+
+class Network(nn.Module):
+    """The supernet. It holds network weights only: alpha, beta and the active operations come with each call.
+
+    ``candidates`` is one list of primitives for every edge, or {"normal": [14 lists], "reduce": [14 lists]};
+    ``stem`` is "cifar" (any small image) or "imagenet" (a stride of 8 before the first cell).
+    """
+
+    def __init__(
+        self, C: int, num_classes: int, layers: int, candidates: list[str] | dict[str, list], stem: str = "cifar"
+    ) -> None:
+        super().__init__()
+        if not isinstance(candidates, dict):
+            candidates = {kind: [candidates] * EDGES for kind in CELL_TYPES}
+        if stem == "cifar":
+            C_prev = 3 * C
+            self.stem = nn.Sequential(nn.Conv2d(3, C_prev, 3, padding=1, bias=False), nn.BatchNorm2d(C_prev))
+        elif stem == "imagenet":
+            C_prev = 3 * C
+            self.stem0, self.stem1 = imagenet_stem(C_prev)
+        else:
+            raise ValueError(f"stem must be 'cifar' or 'imagenet', got {stem!r}")
+        C_prev_prev, reduction_prev = C_prev, stem == "imagenet"
+        self.cells = nn.ModuleList()
+        for layer in range(layers):
+            reduction = layer in (layers // 3, 2 * layers // 3)
+            C = 2 * C if reduction else C
+            kind = "reduce" if reduction else "normal"
+            self.cells.append(Cell(C_prev_prev, C_prev, C, reduction, reduction_prev, candidates[kind]))
+            C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(C_prev, num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def skip_dropout(self) -> float:
+        """The probability of the dropout behind every identity skip_connect (P-DARTS, section 3.3)."""
+        return next((m.dropout for m in self.modules() if isinstance(m, Identity)), 0.0)
+
+    @skip_dropout.setter
+    def skip_dropout(self, p: float) -> None:
+        for module in self.modules():
+            if isinstance(module, Identity):
+                module.dropout = p
+
+    def forward(self, x: Tensor, weights: dict[str, Tensor], active: dict[str, list[list[int]]] | None) -> Tensor:
+        """Logits (N, classes) of images x (N, 3, H, W).
+
+        ``weights[kind]`` (14, o) are the operations' weights, ``active[kind]`` 14 lists of operation indices; the
+        operations not listed are not computed. None: all are active.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        if hasattr(self, "stem"):
+            s0 = s1 = Node(self.stem(x))
+        else:
+            s0 = Node(self.stem0(x))
+            s1 = Node(self.stem1(s0.x))
+        scalars = {kind: split(weights[kind]) for kind in CELL_TYPES}
+        for cell in self.cells:
+            kind = "reduce" if cell.reduction else "normal"
+            s0, s1 = s1, cell(s0, s1, scalars[kind], None if active is None else active[kind])
+        return self.classifier(self.global_pooling(s1.x).flatten(1))
+
+
+def split(weights: Tensor) -> list[list[Tensor]]:
+    """A matrix (14, o) as 14 lists of scalars, in one step of the graph."""
+    flat, width = weights.flatten().unbind(), weights.shape[1]
+    return [list(flat[i : i + width]) for i in range(0, len(flat), width)]
+
+
+def imagenet_stem(C: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """stem0 (stride 4) and stem1 (stride 2), each to C channels, of the ImageNet networks."""
+    stem0 = nn.Sequential(
+        nn.Conv2d(3, C // 2, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C // 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(C // 2, C, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C),
+    )
+    stem1 = nn.Sequential(
+        nn.ReLU(inplace=False),
+        nn.Conv2d(C, C, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(C),
+    )
+    return stem0, stem1
+
+
+class Architecture(nn.Module):
+    """alpha and beta (the paper's zeta) of the normal and the reduction cells, each (num_edges, num_ops)."""
+
+    def __init__(self, num_edges: int, num_ops: int) -> None:
+        super().__init__()
+        for name in ("alphas_normal", "alphas_reduce", "betas_normal", "betas_reduce"):
+            self.register_parameter(name, nn.Parameter(1e-3 * torch.randn(num_edges, num_ops)))
+
+    def alphas(self) -> dict[str, Tensor]:
+        return {"normal": self.alphas_normal, "reduce": self.alphas_reduce}
+
+    def betas(self) -> dict[str, Tensor]:
+        return {"normal": self.betas_normal, "reduce": self.betas_reduce}
+
+    def weights(
+        self,
+        active: dict[str, list[list[int]]] | None,
+        saliency_type: str = "simple",
+        norm: bool = True,
+        tau: float | None = None,
+    ) -> dict[str, Tensor]:
+        """The operations' weights w (14, o) per cell type (DDSAS, section 2), zero where an operation is not active.
+
+        ``tau`` is the temperature of the Gumbel softmax, None for the plain one; ``norm`` divides by each edge's sum.
+        """
+        betas = self.betas()
+        weights = {}
+        for kind, alpha in self.alphas().items():
+            mask = active_mask(alpha, None if active is None else active[kind])
+            if tau is not None:  # (log softmax(alpha) + g) / tau with g = -log(E), E ~ Exp(1)
+                g = -torch.empty_like(alpha).exponential_().log()
+                alpha = (F.log_softmax(alpha, dim=-1) + g) / tau
+            p = masked_softmax(alpha, mask)
+            zeta = torch.sigmoid(betas[kind])
+            if saliency_type == "simple":
+                w = p * zeta
+            elif saliency_type == "all":
+                w = p * torch.where(mask, zeta, 1 - zeta).prod(dim=-1, keepdim=True)
+            else:
+                raise ValueError(f"saliency_type must be 'simple' or 'all', got {saliency_type!r}")
+            if norm:
+                w = w / (w.abs().sum(dim=-1, keepdim=True) + 1e-14)
+            weights[kind] = w
+        return weights
+
+
+def active_mask(like: Tensor, active: list[list[int]] | None) -> Tensor:
+    """A bool tensor (14, o): True where the operation is active (None: everywhere)."""
+    mask = np.full(like.shape, active is None)
+    for edge, ops in enumerate(active or []):
+        mask[edge, ops] = True
+    return torch.from_numpy(mask).to(like.device, non_blocking=True)
+
+
+def masked_softmax(x: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the entries of each row where mask is True, 0 elsewhere (a row without any: zeros)."""
+    return F.softmax(x.masked_fill(~mask, torch.finfo(x.dtype).min), dim=-1) * mask
+
+
+class DynamicSpace:
+    """The subspace in which the search takes place, and the bandit (UCB) that moves it (DDSAS, section 3).
+
+    Per cell type, arrays (num_edges, num_ops): ``available`` operations of the space, ``active`` ones of the subspace,
+    the running mean ``saliency`` of each operation's weight, the number of ``visits``, the upper confidence bound
+    ``ucb``; and the counter ``total`` of updates. Ties are resolved by the lower index.
+    """
+
+    ARRAYS = ("available", "active", "saliency", "visits", "ucb")
+
+    def __init__(
+        self, primitives: list[str], num_edges: int = EDGES, max_ops: int = 28, confidence: float = 1.44
+    ) -> None:
+        if max_ops < num_edges:
+            raise ValueError(f"max_ops (--dss_max_ops) must be at least {num_edges}, one per edge; got {max_ops}")
+        self.primitives = list(primitives)
+        self.max_ops, self.confidence = max_ops, confidence
+        self.counted = np.array([primitive != "none" for primitive in primitives])  # `none` rides along uncounted
+        shape = (num_edges, len(primitives))
+        self.available = {kind: np.ones(shape, bool) for kind in CELL_TYPES}
+        self.active = {kind: np.zeros(shape, bool) for kind in CELL_TYPES}
+        self.saliency = {kind: np.zeros(shape) for kind in CELL_TYPES}
+        self.visits = {kind: np.ones(shape) for kind in CELL_TYPES}
+        self.ucb = {kind: np.zeros(shape) for kind in CELL_TYPES}
+        self.total = 1
+
+    def update(self, weights: dict[str, np.ndarray], betas: dict[str, np.ndarray]) -> None:
+        """Credit the active operations with their raw weights w' and renew every upper confidence bound.
+
+        s <- (s n + w') / (n + 1), n <- n + 1 for the active ones; ucb = sigmoid(beta) + c sqrt(ln T / n) for all.
+        """
+        for kind in CELL_TYPES:
+            s, n, active = self.saliency[kind], self.visits[kind], self.active[kind]
+            s[active] = (s[active] * n[active] + np.asarray(weights[kind], float)[active]) / (n[active] + 1)
+            n[active] += 1
+            zeta = 1 / (1 + np.exp(-np.asarray(betas[kind], float)))
+            self.ucb[kind] = zeta + self.confidence * np.sqrt(np.log(self.total) / n)
+        self.total += 1
+
+    def sample(self) -> None:
+        """Make the operations of highest upper confidence bound active: one per edge, then the best of all."""
+        for kind in CELL_TYPES:
+            self.active[kind] = self._choose(self.ucb[kind], self.available[kind])
+
+    def sample_random(self, rng: np.random.Generator) -> None:
+        """The same with uniform random scores."""
+        for kind in CELL_TYPES:
+            self.active[kind] = self._choose(rng.random(self.ucb[kind].shape), self.available[kind])
+
+    def _choose(self, scores: np.ndarray, available: np.ndarray) -> np.ndarray:
+        active = np.zeros_like(available)
+        for edge, row in enumerate(descending(scores)):
+            for op in row[available[edge][row]]:
+                active[edge, op] = True
+                if self.counted[op]:
+                    break
+        remaining = self.max_ops - len(available)
+        for index in descending(scores.ravel()):
+            if remaining == 0:
+                break
+            edge, op = divmod(index, available.shape[1])
+            if available[edge, op] and not active[edge, op]:
+                active[edge, op] = True
+                remaining -= self.counted[op]
+        return active
+
+    def shrink(self, num: int) -> None:
+        """Make the ``num`` operations of lowest saliency unavailable, per cell type; no edge loses its last."""
+        for kind in CELL_TYPES:
+            available, remaining = self.available[kind], num
+            for index in np.argsort(self.saliency[kind], axis=None, kind="stable"):
+                edge, op = divmod(index, available.shape[1])
+                if remaining == 0:
+                    break
+                last = self.counted[op] and (available[edge] & self.counted).sum() == 1
+                if available[edge, op] and not last:
+                    available[edge, op] = False
+                    remaining -= 1
+            self.active[kind] &= available
+
+    def set_available(self, n: int) -> None:
+        """The first ``n`` primitives are available on every edge."""
+        for kind in CELL_TYPES:
+            self.available[kind][:] = np.arange(len(self.primitives)) < n
+            self.active[kind] &= self.available[kind]
+
+    def active_ops(self) -> dict[str, list[list[int]]]:
+        """The indices of the active operations: per cell type one list for each edge."""
+        return {kind: [np.flatnonzero(row).tolist() for row in self.active[kind]] for kind in CELL_TYPES}
+
+    def genotype(self) -> Genotype:
+        """Per node the two edges whose best available operation (not `none`) has the highest saliency, better first."""
+        cells = {}
+        for kind in CELL_TYPES:
+            s = np.where(self.counted, self.saliency[kind] * self.available[kind], -1)
+            best, score = s.argmax(axis=1), s.max(axis=1)
+            cell, first = [], 0
+            for node in range(NODES):
+                incoming = score[first : first + 2 + node]
+                for source in descending(incoming)[:2]:
+                    cell.append((self.primitives[best[first + source]], int(source)))
+                first += 2 + node
+            cells[kind] = cell
+        concat = range(2, 2 + NODES)
+        return Genotype(cells["normal"], concat, cells["reduce"], concat)
+
+    def state_dict(self) -> dict:
+        """Everything that changes, as plain tensors and numbers."""
+        arrays = {
+            name: {kind: torch.from_numpy(array.copy()) for kind, array in getattr(self, name).items()}
+            for name in self.ARRAYS
+        }
+        return arrays | {"total": self.total}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned; ValueError if it belongs to a space of another shape."""
+        for name in self.ARRAYS:
+            for kind, own in getattr(self, name).items():
+                array = state[name][kind].numpy()
+                if array.shape != own.shape:
+                    raise ValueError(f"the saved space is {array.shape}, this one {own.shape} (edges, operations)")
+                own[:] = array
+        self.total = int(state["total"])
+
+
+def descending(x: np.ndarray) -> np.ndarray:
+    """Indices that sort x along its last axis from high to low, the lower index first among equals."""
+    return np.argsort(-x, axis=-1, kind="stable")
