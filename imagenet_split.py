@@ -159,9 +159,7 @@ def place(source: Path, target: Path, images: list[str], mode: str) -> None:
         if mode == "link":
             link((source / name).resolve(), target / name)
         else:
-            temporary = target / (name + TEMPORARY)
-            shutil.copy2(source / name, temporary)
-            temporary.replace(target / name)
+            copy(source / name, target / name)
 
 
 def link(source: Path, target: Path) -> None:
@@ -177,6 +175,18 @@ def link(source: Path, target: Path) -> None:
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
             raise UserError(f"{source}: cannot be hard-linked ({error.strerror}): use --mode copy") from None
         raise
+
+
+def copy(source: Path, target: Path) -> None:
+    """A copy that has its name only when it is whole."""
+    temporary = target.with_name(target.name + TEMPORARY)
+    try:
+        shutil.copy2(source, temporary)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"disk full at {target}: free space and run the same command again, it completes") from None
+        raise
+    temporary.replace(target)
 
 
 def check(data: Path, out: Path) -> None:
