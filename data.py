@@ -1,0 +1,689 @@
+"""Datasets and loaders: one table of datasets, three functions that open them.
+
+    search_data(name, root, ...) -> train, valid, info     the two halves a search sees; never the test set
+    train_data(name, root, ...)  -> train, test, info      retraining
+    test_data(name, root, ...)   -> test, info             evaluation
+
+Small datasets live as one uint8 tensor on the device, and crop, flip and cutout are done there on whole batches: image
+by image through PIL the same takes over 20 times as long (benchmarks), and a small supernet waits for it. Large folders
+of images are read by DataLoader workers.
+
+Every batch is a pure function of (seed, epoch, step): its random numbers come from a generator seeded with just these.
+So a resumed run needs no state of its loaders, and several processes all draw the same global batch and each takes its
+slice of it: two processes with batch B see the images, crops and flips of one process with batch 2B.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import itertools
+import logging
+import os
+import socket
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.transforms import v2
+
+from utils import UserError, progress
+
+log = logging.getLogger(__name__)
+
+Arrays = tuple[np.ndarray, np.ndarray]  # images N x H x W x 3 (uint8), labels N (int64)
+Batch = tuple[torch.Tensor, torch.Tensor]  # images B x 3 x H x W (float32, normalised, channels_last), labels B (int64)
+Sample = tuple[str, int]  # path of an image, label
+
+FASHION_MINI = Path(__file__).with_name("fashion_mini.npz")
+FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts its files
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading the datasets that come as arrays
+
+
+def read_cifar(dataset: type[datasets.CIFAR10], root: Path, train: bool) -> Arrays:
+    """CIFAR-10 or -100 from `root`, downloaded by torchvision if it is not there. Raises UserError if that fails."""
+    archive = f"{dataset.filename} (from {dataset.url}) or its unpacked folder {dataset.base_folder}"
+    images = _downloaded(lambda **where: dataset(train=train, **where), root, f"put {archive} into {root}")
+    return images.data, np.asarray(images.targets, dtype=np.int64)
+
+
+def read_fashion(root: Path, train: bool) -> Arrays:
+    """Fashion-MNIST from `root` (torchvision's layout or the four files), Debian's package or torchvision's download."""
+    prefix = "train" if train else "t10k"
+    names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+    raw = root / "FashionMNIST" / "raw"
+    places = [raw, root, FASHION_DEBIAN]
+    files = _idx_files(places, names)
+    if not files:
+        wanted = " and ".join(f"{name}.gz" for name in names)
+        advice = f"put {wanted} into {raw}, or install Debian's package dataset-fashion-mnist"
+        _downloaded(lambda **where: datasets.FashionMNIST(train=train, **where), root, advice)
+        files = _idx_files(places, names)
+    images, labels = (_read_idx(file) for file in files)
+    return as_rgb(images), labels.astype(np.int64)
+
+
+def read_fashion_mini(root: Path, train: bool) -> Arrays:
+    """The embedded part of Fashion-MNIST (see `make_fashion_mini`); `root` is not used."""
+    part = "train" if train else "test"
+    try:
+        with np.load(FASHION_MINI, allow_pickle=False) as arrays:
+            return as_rgb(arrays[f"{part}_images"]), arrays[f"{part}_labels"].astype(np.int64)
+    except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"cannot read {FASHION_MINI} ({error}): restore it, git checkout {FASHION_MINI.name}"
+        ) from error
+
+
+def make_fashion_mini(source: Path = FASHION_DEBIAN, path: Path = FASHION_MINI) -> None:
+    """How fashion_mini.npz was made: the first 1,000 training and 200 test images of each class, in the original order.
+
+    Fashion-MNIST is Zalando Research's (Xiao, Rasul, Vollgraf, 2017), MIT licence.
+    """
+    arrays = {}
+    for part, prefix, count in (("train", "train", 1000), ("test", "t10k", 200)):
+        images = _read_idx(source / f"{prefix}-images-idx3-ubyte.gz")
+        labels = _read_idx(source / f"{prefix}-labels-idx1-ubyte.gz")
+        first = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(10)]))
+        arrays |= {f"{part}_images": images[first], f"{part}_labels": labels[first]}
+    np.savez_compressed(path, **arrays)
+
+
+def as_rgb(images: np.ndarray) -> np.ndarray:
+    """Grey N x 28 x 28 -> N x 32 x 32 x 3: two zero pixels on each side, the same values in three channels."""
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+    return np.repeat(padded[..., None], 3, axis=3)
+
+
+def _idx_files(places: list[Path], names: tuple[str, ...]) -> list[Path]:
+    """The named idx files, packed or not, of the first place that has them all; [] if none has."""
+    for place in places:
+        found = [next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in names]
+        if all(found):
+            return found
+    return []
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """A uint8 array in the idx format of MNIST: 2 zero bytes, type 8, rank, the sizes (big endian), the values."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if data[:3] != b"\0\0\x08":
+            raise ValueError("not an idx file of bytes")
+        rank = data[3]
+        shape = np.frombuffer(data, ">u4", count=rank, offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise UserError(f"cannot read {path} ({error}): delete it and run again, or replace it") from error
+
+
+def _downloaded(open_dataset: Callable, root: Path, advice: str):
+    """The torchvision dataset in `root`; downloaded if it is missing, and one line of advice if that fails."""
+    try:
+        return open_dataset(root=root, download=False)
+    except RuntimeError:  # not there, or not whole
+        pass
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(15)  # seconds without an answer: a machine without a network must not hang
+    try:
+        return open_dataset(root=root, download=True)
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+    ) as error:  # no network (URLError is an OSError), no space, a wrong checksum
+        raise UserError(
+            f"not in {root}, and the download failed ({error}): {advice}, or name another --data"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What is known of a dataset. Means and deviations are of the pixels' values in 0..1, per channel."""
+
+    num_classes: int  # 0: as many as there are class folders
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int = 32
+    read: Callable[[Path, bool], Arrays] | None = None  # None: class folders under root
+    halved: bool = True  # a search halves the training images; else it takes train/ and the test folder as they are
+    test_folders: tuple[str, ...] = ("test", "val")  # the first that is there
+    memory_limit: int = 2 << 30  # bytes; more images than this are read from disk, epoch by epoch
+    measured: bool = False  # mean and std are computed from the training images when these are in memory
+    hint: str = ""  # how to get the folder
+
+
+CIFAR10_MEAN, CIFAR10_STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# of the 60,000 training images at 28 x 28, without the padding; fashion_mini is normalised by the same numbers
+FASHION_MEAN, FASHION_STD = (0.28604060,) * 3, (0.35302424,) * 3
+
+INFO: dict[str, Info] = {
+    "cifar10": Info(10, CIFAR10_MEAN, CIFAR10_STD, read=lambda *a: read_cifar(datasets.CIFAR10, *a)),
+    "cifar100": Info(100, CIFAR100_MEAN, CIFAR100_STD, read=lambda *a: read_cifar(datasets.CIFAR100, *a)),
+    "fashion_mnist": Info(10, FASHION_MEAN, FASHION_STD, read=read_fashion),
+    "fashion_mini": Info(10, FASHION_MEAN, FASHION_STD, read=read_fashion_mini),
+    "imagenet": Info(
+        0,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        image_size=224,
+        halved=False,
+        test_folders=("val",),
+        memory_limit=0,
+        hint="; name the folder of ImageNet with --data, for a search the one that imagenet_split.py made",
+    ),
+    "folder": Info(0, IMAGENET_MEAN, IMAGENET_STD, measured=True, hint="; name your folder of images with --data"),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Opening a dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the three functions below take besides their own arguments."""
+
+    cutout: int = 0  # side of the square that is cut out of training images, pixels; 0 for none
+    device: torch.device | str = "cpu"
+    image_size: int | None = None  # pixels, for folder and imagenet; None: the table's
+    workers: int = 2  # processes or threads that read image files
+    rank: int = 0
+    world_size: int = 1
+    bad_images: str = "stop"  # or "skip": they are named and left out
+    jitter: bool = False  # colour jitter on training images read from disk
+
+
+def search_data(
+    name: str, root: str | Path, *, batch_size: int, train_portion: float = 0.5, seed: int = 0, **options
+) -> tuple[Loader, Loader, Info]:
+    """(train, valid, info) of a search: weights are trained on the first, alpha and beta on the second, both augmented.
+
+    A seeded permutation gives `train_portion` of the training images to the first and the rest to the second; the test
+    images are not opened. ImageNet has the two subsets ready in train/ and val/ (imagenet_split.py). `batch_size` is
+    per process, `options` are those of `Options`. Raises UserError for all that is wrong with the request or the files.
+    """
+    if not 0 < train_portion < 1:
+        raise UserError(f"train_portion is {train_portion}, expected a number between 0 and 1 (both excluded), as 0.5")
+    options = Options(**options)
+    info = lookup(name, options.image_size)
+    if info.halved:
+        info, (images,) = _open(info, root, options, "train")
+        order = _generator(seed, SPLIT).permutation(len(images))
+        split = int(train_portion * len(images))
+        train, valid = images.take(order[:split]), images.take(order[split:])
+    else:
+        info, (train, valid) = _open(info, root, options, "train", "test")
+    train = Loader(train, "training images", batch_size, options, seed=seed, stream=0)
+    return train, Loader(valid, "validation images", batch_size, options, seed=seed, stream=1), info
+
+
+def train_data(
+    name: str, root: str | Path, *, batch_size: int, seed: int = 0, **options
+) -> tuple[Loader, Loader, Info]:
+    """(train, test, info) of retraining: all training images, augmented, and the test images.
+
+    Images that are read from disk get colour jitter as well. Arguments and errors as in `search_data`.
+    """
+    options = Options(**options, jitter=True)
+    info, (train, test) = _open(lookup(name, options.image_size), root, options, "train", "test")
+    train = Loader(train, "training images", batch_size, options, seed=seed)
+    return train, Loader(test, "test images", batch_size, options, training=False), info
+
+
+def test_data(name: str, root: str | Path, *, batch_size: int, **options) -> tuple[Loader, Info]:
+    """(test, info). Arguments and errors as in `search_data`.
+
+    `folder` reads its training images too, since the mean and deviation that normalise the test images are theirs.
+    """
+    options = Options(**options)
+    info, (test,) = _open(lookup(name, options.image_size), root, options, "test")
+    return Loader(test, "test images", batch_size, options, training=False), info
+
+
+test_data.__test__ = False  # its name makes pytest take it for a test
+
+
+def lookup(name: str, image_size: int | None = None) -> Info:
+    """The table's entry, with another image size where the dataset has no size of its own. Raises UserError."""
+    if name not in INFO:
+        raise UserError(f"unknown dataset {name!r}: choose one of {', '.join(INFO)}")
+    info = INFO[name]
+    if image_size in (None, info.image_size):
+        return info
+    if info.read:
+        raise UserError(f"{name} has images of {info.image_size} pixels: --image_size is for folder and imagenet")
+    if image_size < 8:
+        raise UserError(f"image_size is {image_size}, expected at least 8 pixels")
+    return dataclasses.replace(info, image_size=image_size)
+
+
+def _open(info: Info, root: str | Path, options: Options, *parts: str) -> tuple[Info, list[InMemory | OnDisk]]:
+    """The images of the parts ("train", "test"), and the Info completed by what was found."""
+    root = Path(root).expanduser()
+    if options.cutout < 0:
+        raise UserError(f"the cutout length is {options.cutout}, expected a number of pixels, 0 for no cutout")
+    if info.read:
+        return info, [InMemory(*_in_turn(info.read, root, part, options), info, options) for part in parts]
+    folders = {"train": root / "train", "test": _test_folder(root, info)}
+    found = {part: find_images(folders[part], info.hint) for part in folders if part in parts or info.measured}
+    samples = {part: samples for part, (_, samples) in found.items()}
+    classes = _same_classes({folders[part]: classes for part, (classes, _) in found.items()})
+    info = dataclasses.replace(info, num_classes=len(classes))
+    if len(samples.get("train", ())) * info.image_size**2 * 3 >= info.memory_limit:
+        return info, [OnDisk(samples[part], info, options) for part in parts]
+
+    arrays = {part: read_images(samples[part], info.image_size, options) for part in dict.fromkeys(("train", *parts))}
+    mean, std = channel_statistics(arrays["train"][0])
+    info = dataclasses.replace(info, mean=mean, std=std)
+    return info, [InMemory(*arrays[part], info, options) for part in parts]
+
+
+def _in_turn(read: Callable[[Path, bool], Arrays], root: Path, part: str, options: Options) -> Arrays:
+    """Read arrays; with several processes the first one goes ahead, so that only one downloads."""
+    wait = torch.distributed.barrier if options.world_size > 1 and torch.distributed.is_initialized() else lambda: None
+    if options.rank > 0:
+        wait()
+    try:
+        return read(root, part == "train")
+    finally:
+        if options.rank == 0:
+            wait()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders of images
+
+
+def find_images(folder: Path, hint: str = "") -> tuple[list[str], list[Sample]]:
+    """(class names, samples) of the class folders in `folder`; hidden folders and files of other types are passed by.
+
+    Raises UserError for a missing folder, no class folders, and a class folder with no image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: expected one folder per class with its images in it{hint}")
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if len(classes) < 2:
+        raise UserError(f"{len(classes)} class folder(s) in {folder}: expected at least two, with images in them{hint}")
+    labels = {name: label for label, name in enumerate(classes)}
+    samples = make_dataset(folder, labels, extensions=IMG_EXTENSIONS, allow_empty=True)
+    _no_empty_class(folder, classes, samples)
+    return classes, samples
+
+
+def _no_empty_class(folder: Path, classes: list[str], samples: list[Sample]) -> None:
+    filled = {label for _, label in samples}
+    empty = [name for label, name in enumerate(classes) if label not in filled]
+    if empty:
+        kinds = " ".join(IMG_EXTENSIONS)
+        raise UserError(f"no image in {_listed(str(folder / name) for name in empty)}: add some ({kinds}) or remove it")
+
+
+def _test_folder(root: Path, info: Info) -> Path:
+    """The first of the table's test folders that is there, else the first."""
+    return next((root / name for name in info.test_folders if (root / name).is_dir()), root / info.test_folders[0])
+
+
+def _same_classes(classes_of: dict[Path, list[str]]) -> list[str]:
+    """The class names, the same in each folder: otherwise the labels of one would mean something else in the other."""
+    (first, classes), *others = classes_of.items()
+    for folder, other in others:
+        if odd := sorted(set(classes) ^ set(other)):
+            raise UserError(f"{first} and {folder} have different class folders: {_listed(odd)} in only one of them")
+    return classes
+
+
+def read_image(path: str) -> Image.Image:
+    """One image in RGB. Raises whatever Pillow raises for a file that is no image, is cut short or is a bomb."""
+    with Image.open(path) as image:
+        if max(image.size) > 1000 * min(image.size):  # scaling the short side up would blow the long one up
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
+
+
+def read_images(samples: list[Sample], size: int, options: Options) -> Arrays:
+    """All images as one array: the shorter side scaled to `size`, the centre square of it.
+
+    Raises UserError with the list of the unreadable files; with bad_images="skip" they are logged and left out.
+    """
+
+    def read(sample: Sample) -> np.ndarray | str:
+        try:
+            return np.asarray(ImageOps.fit(read_image(sample[0]), (size, size), Image.Resampling.BILINEAR))
+        except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+            return f"{sample[0]} ({error})"
+
+    _refuse_bombs()
+    images, labels, bad = np.empty((len(samples), size, size, 3), np.uint8), [], []
+    with ThreadPoolExecutor(max(1, options.workers)) as pool:  # Pillow decodes and scales without Python's lock
+        results = progress(pool.map(read, samples), total=len(samples), desc="reading images")
+        for (_, label), image in zip(samples, results, strict=True):
+            if isinstance(image, str):
+                bad.append(image)
+            else:
+                images[len(labels)] = image
+                labels.append(label)
+    _report_bad(bad, options.bad_images)
+    if missing := sorted({label for _, label in samples} - set(labels)):
+        folders = {Path(path).parent for path, label in samples if label in missing}
+        raise UserError(f"no readable image in {_listed(map(str, folders))}: add some or remove it")
+    return images[: len(labels)], np.array(labels, dtype=np.int64)
+
+
+def _refuse_bombs() -> None:
+    """Make an error of Pillow's warning about images of 90 to 180 million pixels; beyond, it raises by itself."""
+    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+def _report_bad(bad: list[str], bad_images: str) -> None:
+    """Stop with the list of unreadable images, or log each."""
+    if bad and bad_images != "skip":
+        raise UserError(f"{len(bad)} unreadable image(s): {_listed(bad)}; replace them, or pass --bad_images skip")
+    for name in bad:
+        log.warning("skipped unreadable image %s", _listed([name]))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names in one line, whatever characters they have."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel of N x H x W x 3 uint8 images, on the scale 0..1; exact, from histograms."""
+    values = np.arange(256) / 255
+    shares = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(3)]) / images[..., 0].size
+    mean = shares @ values
+    std = np.sqrt(((values - mean[:, None]) ** 2 * shares).sum(1))
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())  # a constant channel must not divide by 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Augmentation of a batch. The random numbers are drawn apart from their use, so that tests can hold it to plain loops.
+
+
+def draw_augmentation(numbers: np.ndarray, size: int, padding: int) -> torch.Tensor:
+    """B x 5 numbers in [0, 1) -> B x 5 integers: top, left of the crop; flip; row, column of the cutout's centre."""
+    counts = [2 * padding + 1, 2 * padding + 1, 2, size, size]
+    return torch.from_numpy((numbers * counts).astype(np.int64))
+
+
+def crop_and_flip(
+    images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, flip: torch.Tensor, padding: int
+) -> torch.Tensor:
+    """Crop each of B x H x W x C images out of its zero-padded self at (top, left), and mirror it where flip is 1.
+
+    torchvision's RandomCrop(H, padding) and RandomHorizontalFlip, as one gather of pixels.
+    """
+    b, h, w, c = images.shape
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    _, height, width, _ = padded.shape
+    x = torch.arange(w, device=images.device)
+    columns = left[:, None] + torch.where(flip[:, None] == 1, w - 1 - x, x)  # B x W
+    rows = top[:, None] + torch.arange(h, device=images.device)  # B x H
+    rows += height * torch.arange(b, device=images.device)[:, None]
+    pixels = rows[:, :, None] * width + columns[:, None, :]  # B x H x W, into the flat list of pixels
+    return padded.view(-1, c).index_select(0, pixels.flatten()).view(b, h, w, c)
+
+
+def normalise(images: torch.Tensor, info: Info) -> torch.Tensor:
+    """uint8 B x H x W x C -> float32 B x C x H x W in channels_last memory: (value / 255 - mean) / std."""
+    b, h, w, c = images.shape
+    std = torch.tensor(info.std, dtype=torch.float64)
+    scale, shift = 1 / (255 * std), -torch.tensor(info.mean, dtype=torch.float64) / std
+    scale, shift = (
+        t.float().repeat(w).to(images.device) for t in (scale, shift)
+    )  # a row at once: 5x faster than pixels
+    return images.reshape(b, h, w * c).float().mul_(scale).add_(shift).view(b, h, w, c).permute(0, 3, 1, 2)
+
+
+def cut_out(x: torch.Tensor, row: torch.Tensor, column: torch.Tensor, length: int) -> torch.Tensor:
+    """Zero, in place, a square around (row, column) in each image of a channels_last batch (DeVries and Taylor, 2017).
+
+    As in DARTS: length // 2 pixels before the centre to length // 2 - 1 after it, clipped at the border.
+    """
+    b, c, h, w = x.shape
+    around = torch.arange(-(length // 2), length // 2, device=x.device)
+    rows = (row[:, None] + around).clamp_(0, h - 1)  # B x L; clipped pixels fall on the border, which is cut anyway
+    columns = (column[:, None] + around).clamp_(0, w - 1)
+    rows += h * torch.arange(b, device=x.device)[:, None]
+    pixels = rows[:, :, None] * w + columns[:, None, :]
+    x.permute(0, 2, 3, 1).view(-1, c).index_fill_(0, pixels.flatten(), 0)
+    return x
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where images are: in memory or on disk. Both turn steps (which images, with which random numbers) into batches.
+
+
+class Step(NamedTuple):
+    """What one process reads in one step."""
+
+    indices: np.ndarray  # B
+    numbers: np.ndarray | None  # B x 5 in [0, 1), the randomness of each image; None: no augmentation
+
+
+class InMemory:
+    """Images as one uint8 tensor on the device; a batch is cropped, flipped and cut out there."""
+
+    def __init__(
+        self, images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor, info: Info, options: Options
+    ):
+        self.images = torch.as_tensor(images).to(options.device)  # N x H x W x 3
+        self.labels = torch.as_tensor(labels).to(options.device)
+        self.info, self.options = info, options
+        self.padding = info.image_size // 8  # 4 for 32 x 32
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: np.ndarray) -> InMemory:
+        """The images of these indices."""
+        indices = torch.from_numpy(indices).to(self.images.device)
+        return InMemory(self.images[indices], self.labels[indices], self.info, self.options)
+
+    def batches(self, steps: Iterable[Step]) -> Iterator[Batch]:
+        device = self.images.device
+        for indices, numbers in steps:
+            indices = torch.from_numpy(indices).to(device, non_blocking=True)
+            images = self.images.index_select(0, indices)
+            if numbers is None:
+                x = normalise(images, self.info)
+            else:
+                draws = draw_augmentation(numbers, self.info.image_size, self.padding).to(device, non_blocking=True)
+                top, left, flip, row, column = draws.unbind(1)
+                x = normalise(crop_and_flip(images, top, left, flip, self.padding), self.info)
+                if self.options.cutout:
+                    cut_out(x, row, column, self.options.cutout)
+            yield x, self.labels.index_select(0, indices)
+
+
+class OnDisk(torch.utils.data.Dataset):
+    """Images read by DataLoader workers, augmented as for ImageNet; normalised, and cut out, on the device."""
+
+    def __init__(self, samples: list[Sample], info: Info, options: Options):
+        self.samples, self.info, self.options = samples, info, options
+        size = info.image_size
+        jitter = [v2.ColorJitter(0.4, 0.4, 0.4, 0.2)] if options.jitter else []
+        self.augmented = v2.Compose([v2.RandomResizedCrop(size), v2.PILToTensor(), v2.RandomHorizontalFlip(), *jitter])
+        self.centre = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size), v2.PILToTensor()])
+        self.reported: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, indices: np.ndarray) -> OnDisk:
+        """The images of these indices."""
+        return OnDisk([self.samples[i] for i in indices], self.info, self.options)
+
+    def __getitem__(self, step: Step) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """(images B x 3 x H x W, labels B, unreadable files), in a worker.
+
+        In training an unreadable image is replaced by the next good one, so that a batch stays whole and is the same in
+        every run; in order it is left out, so that nothing is counted twice.
+        """
+        images, labels, bad = [], [], []
+        attempts = 1 if step.numbers is None or self.options.bad_images != "skip" else len(self)
+        for i, index in enumerate(step.indices):
+            for attempt in range(attempts):
+                path, label = self.samples[(index + attempt) % len(self)]
+                try:
+                    image = read_image(path)
+                except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+                    bad.append(f"{path} ({error})")
+                    continue
+                images.append(self.centre(image) if step.numbers is None else self._augment(image, step.numbers[i]))
+                labels.append(label)
+                break
+        size = self.info.image_size
+        stacked = torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return stacked, torch.tensor(labels, dtype=torch.int64), bad
+
+    def _augment(self, image: Image.Image, numbers: np.ndarray) -> torch.Tensor:
+        with torch.random.fork_rng(devices=[]):  # the image's own randomness, in whichever worker it is read
+            torch.default_generator.manual_seed(int(numbers[0] * 2**53))
+            return self.augmented(image)
+
+    def batches(self, steps: Iterable[Step]) -> Iterator[Batch]:
+        device = torch.device(self.options.device)
+        _refuse_bombs()
+        steps, cutouts = itertools.tee(steps)  # the workers run ahead of the second
+        loader = DataLoader(
+            self,
+            batch_size=None,  # a step is a batch
+            sampler=steps,
+            num_workers=self.options.workers,
+            worker_init_fn=_start_worker,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # leaves the global one alone
+        )
+        for (images, labels, bad), step in zip(loader, cutouts, strict=False):
+            if bad := [name for name in bad if name not in self.reported]:
+                self.reported.update(bad)
+                _report_bad(bad, self.options.bad_images)
+            if len(images) == 0:
+                if step.numbers is not None:
+                    raise UserError(f"no readable image among {len(self)}")
+                continue
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            x = normalise(images.permute(0, 2, 3, 1).contiguous(), self.info)
+            if self.options.cutout and step.numbers is not None:
+                draws = draw_augmentation(step.numbers, self.info.image_size, padding=0).to(device, non_blocking=True)
+                cut_out(x, draws[:, 3], draws[:, 4], self.options.cutout)
+            yield x, labels
+
+
+def _start_worker(_: int) -> None:
+    _refuse_bombs()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loaders
+
+SPLIT, ORDER, EPOCH, RANDOM = range(4)  # what random numbers are for
+
+
+def _generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
+    """The generator of one purpose at one position: the same arguments give the same numbers."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, *position)))
+
+
+class Batches:
+    """An iterator over batches that knows how many it has, for progress bars."""
+
+    def __init__(self, batches: Iterator[Batch], count: int):
+        self.batches, self.count = batches, count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches
+
+    def __next__(self) -> Batch:
+        return next(self.batches)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class Loader:
+    """Batches of one set of images for one process. len(loader) is the number of steps of an epoch.
+
+    `batch_size` is per process; a step of all processes takes batch_size * world_size images, of which this process has
+    the slice of its rank. Training drops the last, incomplete batch. Raises UserError for a batch larger than the set.
+    """
+
+    def __init__(
+        self,
+        images: InMemory | OnDisk,
+        what: str,
+        batch_size: int,
+        options: Options,
+        *,
+        seed: int = 0,
+        stream: int = 0,
+        training: bool = True,
+    ):
+        self.images, self.batch_size, self.num_images = images, batch_size, len(images)
+        self.rank, self.world_size = options.rank, options.world_size
+        self.seed, self.stream, self.training = seed, stream, training
+        self.global_batch = batch_size * self.world_size
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}, expected at least 1")
+        if training and self.global_batch > self.num_images:
+            times = f" x {self.world_size} processes" if self.world_size > 1 else ""
+            raise UserError(
+                f"batch_size {batch_size}{times} is larger than the {self.num_images} {what}: take a smaller one"
+            )
+
+    def __len__(self) -> int:
+        return self.num_images // self.global_batch if self.training else self._steps_in_order
+
+    def epoch(self, epoch: int, start: int = 0) -> Batches:
+        """The batches of an epoch from step `start` on: every image at most once, in a new order, augmented."""
+        order = _generator(self.seed, ORDER, self.stream, epoch).permutation(self.num_images)
+        orders = order[: len(self) * self.global_batch].reshape(len(self), self.global_batch)
+        steps = (self._step(EPOCH, epoch, step, orders[step]) for step in range(start, len(self)))
+        return Batches(self.images.batches(steps), max(0, len(self) - start))
+
+    def random(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Endless: at each step a fresh random batch, without replacement inside the batch, augmented."""
+        return self.images.batches(self._step(RANDOM, epoch, step) for step in itertools.count(start))
+
+    def in_order(self) -> Batches:
+        """Every image once over all processes, not augmented; this process has its share, its last batch may be short."""
+        mine = np.arange(self.rank, self.num_images, self.world_size)
+        steps = (Step(mine[i : i + self.batch_size], None) for i in range(0, len(mine), self.batch_size))
+        return Batches(self.images.batches(steps), self._steps_in_order)
+
+    @property
+    def _steps_in_order(self) -> int:
+        return -(-len(range(self.rank, self.num_images, self.world_size)) // self.batch_size)
+
+    def _step(self, purpose: int, epoch: int, step: int, indices: np.ndarray | None = None) -> Step:
+        """This process's slice of a global batch, drawn whole by every process."""
+        rng = _generator(self.seed, purpose, self.stream, epoch, step)
+        if indices is None:
+            indices = rng.choice(self.num_images, self.global_batch, replace=False)
+        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        return Step(indices[mine], rng.random((self.global_batch, 5))[mine])
