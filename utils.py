@@ -1,4 +1,4 @@
-"""What every script shares: errors, run folders, checkpoints, signals, processes, meters. Knows nothing of networks or data."""
+"""What every script shares: errors, run folders, checkpoints, signals, processes, meters. No networks, no data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickletools
+import platform
 import random
 import resource
 import shlex
@@ -50,36 +51,19 @@ class RankLost(Exception):
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every script that makes a run folder. Scripts change a default with parser.set_defaults."""
-    group = parser.add_argument_group("run")
-    group.add_argument(
-        "--save", metavar="NAME", help="name of the run folder (default: made of what is run and the time)"
-    )
-    group.add_argument("--note", default="", help="free text for the name of the run folder and the log")
-    group.add_argument(
-        "--resume",
-        "--resume_path",
-        metavar="RUN_FOLDER|auto",
-        nargs="?",
-        const="auto",
-        help="go on with this run; auto: the newest run of this script with these arguments",
-    )
-    group.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:N")
-    group.add_argument("--gpu", type=int, metavar="N", help="use GPU number N, the same as --device cuda:N")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--workers", type=int, default=2, help="processes that load images, where images are files")
-    group.add_argument(
-        "--report_freq", type=int, default=50, metavar="STEPS", help="steps between two lines of the log"
-    )
-    group.add_argument(
-        "--checkpoint_freq",
-        type=int,
-        default=0,
-        metavar="STEPS",
-        help="also write a checkpoint every so many steps inside an epoch",
-    )
-    group.add_argument(
-        "--quiet", action="store_true", help="no bars, next to nothing on the screen; log.txt stays complete"
-    )
+    add = parser.add_argument_group("run").add_argument
+    add("--save", metavar="NAME", help="name of the run folder (default: what is run and the time)")
+    add("--note", default="", help="free text for the name of the run folder")
+    text = "go on with this run; auto: the newest run of this script with these arguments"
+    add("--resume", "--resume_path", metavar="RUN_FOLDER|auto", nargs="?", const="auto", help=text)
+    add("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:N")
+    add("--gpu", type=int, metavar="N", help="use GPU number N, the same as --device cuda:N")
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, default=2, help="processes that load images, where images are files")
+    add("--report_freq", type=int, default=50, metavar="STEPS", help="steps between two lines of the log")
+    text = "also write a checkpoint every so many steps inside an epoch (0: at the end of epochs only)"
+    add("--checkpoint_freq", type=int, default=0, metavar="STEPS", help=text)
+    add("--quiet", action="store_true", help="no bars, next to nothing on the screen; log.txt stays complete")
 
 
 # Arguments that a resumed run may change: they move the work elsewhere or show it differently.
@@ -108,20 +92,16 @@ def cli(
     except (Diverged, RankLost) as error:
         _fail(str(error), 1)
     except torch.OutOfMemoryError as error:
-        _fail(f"out of GPU memory, a smaller --batch_size needs less: {str(error).splitlines()[0]}", 1)
+        _fail(f"out of GPU memory, a smaller --batch_size needs less ({error})", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _fail(
-                f"disk full, {error.filename or 'a file'} not written; the last checkpoint is whole: free space and --resume",
-                1,
-            )
+            _fail(f"disk full: {error.filename} not written, the last checkpoint is whole; free space and --resume", 1)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(f"{error.filename}: {error.strerror}", 2)
         raise
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave_distributed()
 
 
 def _fail(message: str, code: int) -> None:
@@ -183,19 +163,23 @@ def set_rng_state(state: dict) -> None:
 
 
 def write_whole(path: Path | str, data: str | bytes | memoryview, previous: Path | None = None) -> None:
-    """Write a file whole or not at all: temporary file beside it, fsync, rename. The old one stays as `previous` if given.
+    """Write a file whole or not at all: temporary file beside it, fsync, rename. `previous` keeps the one before.
 
-    Killed at any moment, `path` or `previous` is a whole file. Raises OSError with the file's name (ENOSPC: disk full).
+    Killed at any moment, `path` is a whole file, old or new. Raises OSError with the file's name (ENOSPC: disk full).
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, link = (path.with_name(f".{path.name}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old"))
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            _keep(path, previous)
+            try:
+                os.link(path, link)  # a second name: there is no moment without a file under the first
+            except OSError:  # a file system without hard links: for a moment only `previous` exists
+                link = path
+            os.replace(link, previous)
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -206,17 +190,6 @@ def write_whole(path: Path | str, data: str | bytes | memoryview, previous: Path
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _keep(path: Path, previous: Path) -> None:
-    """Give the file a second name, so that there is no moment without it under the first."""
-    link = previous.with_name(f".{previous.name}.{os.getpid()}.tmp")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without hard links: one moment in which only `previous` exists
-        link = path
-    os.replace(link, previous)
 
 
 def _previous(path: Path) -> Path:
@@ -233,7 +206,7 @@ def save_checkpoint(path: Path | str, state: dict) -> None:
 
 
 def load_checkpoint(path: Path | str) -> dict:
-    """Read a checkpoint of save_checkpoint, or, if it is damaged, the one before it, with a warning. Tensors on the CPU."""
+    """Read a checkpoint of save_checkpoint, or with a warning the one before if it is damaged. Tensors on the CPU."""
     path = Path(path)
     try:
         return read_weights(path)
@@ -245,9 +218,10 @@ def load_checkpoint(path: Path | str) -> dict:
 
 
 def read_weights(path: Path | str) -> dict:
-    """Read any file of torch.save (zip or the old format) that holds a dict of tensors and plain values, as data, on the CPU.
+    """Read a file of torch.save (zip or the older format) with a dict of tensors and plain values, as data, on the CPU.
 
-    Nothing in it is executed, checksums and sizes are checked before memory is taken for tensors. UserError says what is wrong.
+    Nothing in it is executed; checksums (zip) and sizes are checked before memory is taken for tensors. UserError says
+    what is wrong with it.
     """
     path = Path(path)
     try:
@@ -255,142 +229,104 @@ def read_weights(path: Path | str) -> dict:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a checkpoint file") from None
     try:
-        if zipfile.is_zipfile(io.BytesIO(data)):
-            _check_zip(data)
-        else:
-            _check_legacy(data)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        _check_tensors(content)
+        (_check_zip if data.startswith(b"PK") else _check_legacy)(data)
+        for device in ("meta", "cpu"):  # first without memory, to see the shapes
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+            _check_tensors(content, len(data))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (
-        Exception,
-        MemoryError,
-    ) as error:  # hostile bytes raise anything: KeyError, struct.error, UnicodeDecodeError ...
-        reason = str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
+    except (Exception, MemoryError) as error:  # hostile bytes raise anything: KeyError, struct.error, UnicodeError ...
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:100]
         raise UserError(f"{path}: damaged, cut off, or not a checkpoint of torch.save ({reason})") from None
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: holds a {type(content).__name__}, expected a dict of tensors (a state dict or a checkpoint)"
-        )
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a dict (a state dict or a checkpoint)")
     return content
 
 
 # Bytes per element of the storages that a checkpoint may hold, by the class that its pickle names.
-STORAGES = {
-    "Double": 8,
-    "Float": 4,
-    "Half": 2,
-    "BFloat16": 2,
-    "Long": 8,
-    "Int": 4,
-    "Short": 2,
-    "Char": 1,
-    "Byte": 1,
-    "Bool": 1,
-}
-STORAGES = {f"torch {name}Storage": size for name, size in STORAGES.items()} | {"torch.storage UntypedStorage": 1}
-# All else that its pickle may name: containers and the functions that put a tensor on a storage.
+BYTES = {8: "Double Long", 4: "Float Int", 2: "Half BFloat16 Short", 1: "Char Byte Bool"}
+STORAGES = {f"torch {name}Storage": size for size, names in BYTES.items() for name in names.split()}
+STORAGES["torch.storage UntypedStorage"] = 1
+# All else that its pickle may name: containers, dtypes, and what puts a tensor on a storage.
 PLAIN = {"collections OrderedDict", "collections Counter", "torch Size", "torch device", "_codecs encode"}
-PLAIN |= {"torch._utils _rebuild_tensor", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+PLAIN |= {f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "parameter")}
 PLAIN |= {f"torch {name}" for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()}
+# Opcodes of a pickle that push a value; the last two push one from the memo.
+VALUES = "GLOBAL BINUNICODE SHORT_BINSTRING BININT BININT1 BININT2 LONG1 NONE BINGET LONG_BINGET".split()
 
 
 def _storages(file: io.BytesIO) -> dict[str, int]:
-    """The storages that a pickle asks for, key -> bytes, read from its opcodes without executing any (pickletools).
+    """The storages that the next pickle of a file asks for, key -> bytes; its opcodes are read, none is executed.
 
-    torch.save writes a storage as MARK "storage" CLASS key location numel [None] TUPLE BINPERSID, values also from the memo.
+    torch.save writes a storage as MARK "storage" CLASS KEY LOCATION NUMEL [None] TUPLE BINPERSID. UserError for code.
     """
     sizes: dict[str, int] = {}
-    foreign: set[str] = set()
+    code: set[str] = set()
     memo: dict[int, Any] = {}
-    stack: list | None = None  # the values since the last MARK; None after an opcode that is of no interest here
+    values: list | None = None  # pushed since the last MARK; None: unknown, which no storage may be made of
     for opcode, value, _ in pickletools.genops(file):
-        if opcode.name == "MARK":
-            stack = []
-        elif opcode.name in ("BINPUT", "LONG_BINPUT"):
-            memo[value] = stack[-1] if stack else None
-        elif opcode.name == "TUPLE" and stack is not None:
-            stack = [tuple(stack)]
-        elif opcode.name == "BINPERSID":
-            kind, storage, key, _, numel, *view = stack[-1] if stack else ()
+        name = opcode.name
+        if name in ("GLOBAL", "STACK_GLOBAL", "INST") and value not in STORAGES.keys() | PLAIN:
+            code.add(str(value or "a class").replace(" ", "."))
+        if name == "MARK":
+            values = []
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[value] = values[-1] if values else None
+        elif name in VALUES and values is not None:
+            values.append(memo.get(value) if name.endswith("BINGET") else value)
+        elif name == "TUPLE" and values is not None:
+            values = [tuple(values)]
+        elif name == "BINPERSID":
+            kind, storage, key, _, numel, *view = values[-1] if values else ()
             size = STORAGES[storage] * numel
-            if (
-                kind != "storage"
-                or not isinstance(key, str)
-                or numel < 0
-                or any(view)
-                or sizes.setdefault(key, size) != size
-            ):
-                raise ValueError(f"storage {key} makes no sense")
-            stack = None
-        elif (
-            opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4")
-            and value not in STORAGES.keys() | PLAIN
-        ):
-            foreign.add(str(value).replace(" ", "."))
-        elif stack is not None:
-            atoms = (
-                "GLOBAL",
-                "BINUNICODE",
-                "SHORT_BINSTRING",
-                "BININT",
-                "BININT1",
-                "BININT2",
-                "LONG1",
-                "NONE",
-                "BINGET",
-                "LONG_BINGET",
-            )
-            stack = stack + [memo.get(value) if "BINGET" in opcode.name else value] if opcode.name in atoms else None
-    if foreign:
-        raise UserError(
-            f"carries code ({', '.join(sorted(foreign)[:3])}), expected tensors and plain values only; not loaded"
-        )
+            if kind != "storage" or view not in ([], [None]) or numel < 0 or sizes.setdefault(key, size) != size:
+                raise UserError(f"damaged: storage {key} makes no sense")
+            values = None
+        else:
+            values = None
+    if code:
+        raise UserError(f"carries code ({', '.join(sorted(code)[:3])}); expected tensors and plain values, not loaded")
     return sizes
 
 
 def _check_zip(data: bytes) -> None:
-    """Check the CRC of every record, and that every storage is exactly as large as its record."""
+    """Check the CRC32 of every record, and that every storage is exactly as large as its record."""
     with zipfile.ZipFile(io.BytesIO(data)) as file:
-        records = {
-            info.filename.lower(): info.file_size for info in file.infolist()
-        }  # torch finds names whatever their case
-        stored = all(info.compress_type == zipfile.ZIP_STORED for info in file.infolist())
-        if not stored or len(records) != len(file.infolist()) or sum(records.values()) > len(data):
-            raise ValueError("not a zip file as torch.save writes it")
-        if file.testzip() is not None:
-            raise ValueError(f"checksum of {file.testzip()} is wrong")
-        folder = file.infolist()[0].filename.split("/")[0]
-        sizes = _storages(io.BytesIO(file.read(f"{folder}/data.pkl")))
-    for key, size in sizes.items():
-        if records[f"{folder}/data/{key}".lower()] != size:
-            raise ValueError(f"storage {key} should have {size} bytes")
+        infos = file.infolist()
+        records = {info.filename.lower(): info.file_size for info in infos}  # torch finds names whatever their case
+        if len(records) < len(infos) or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+            raise UserError("a zip file, but not as torch.save writes it")
+        if (name := file.testzip()) is not None:
+            raise UserError(f"damaged: the checksum of {name} is wrong")
+        folder = infos[0].filename.split("/")[0]
+        for key, size in _storages(io.BytesIO(file.read(f"{folder}/data.pkl"))).items():
+            if records[f"{folder}/data/{key}".lower()] != size:
+                raise UserError(f"damaged: storage {key} does not have its {size} bytes")
 
 
 def _check_legacy(data: bytes) -> None:
-    """Check that the bytes after the five pickles of the old format are exactly its storages (each: a count of 8 bytes, data)."""
+    """Check that after the five pickles of the older format just its storages follow (each: a count in 8 bytes, data).
+
+    It has no checksum: what is damaged inside a tensor cannot be seen.
+    """
     file = io.BytesIO(data)
-    for _ in range(3):  # magic number, protocol, system
-        _storages(file)
-    sizes = _storages(file)
-    _storages(file)  # the keys
-    if sum(8 + size for size in sizes.values()) != len(data) - file.tell():
-        raise ValueError(
-            f"{len(data) - file.tell()} bytes of tensors, expected {sum(8 + size for size in sizes.values())}"
-        )
+    sizes = [_storages(file) for _ in range(5)][3]  # magic number, protocol, system, the object, keys of the storages
+    expected = sum(8 + size for size in sizes.values())
+    if expected != len(data) - file.tell():
+        raise UserError(f"damaged or cut off: {len(data) - file.tell()} bytes of tensors, expected {expected}")
 
 
-def _check_tensors(content: Any) -> None:
-    """Every tensor is dense and no larger than its storage (no strides of 0 that turn four bytes into terabytes)."""
+def _check_tensors(content: Any, limit: int) -> None:
+    """Check that every tensor is dense, no larger than its storage and the file (strides of 0 make terabytes of 4 bytes)."""
     todo, seen = [content], set()
     while todo:
         item = todo.pop()
         if isinstance(item, torch.Tensor):
-            if item.layout != torch.strided or item.numel() * item.element_size() > item.untyped_storage().nbytes():
-                raise ValueError(f"a tensor of shape {tuple(item.shape)} is larger than its data")
+            size = item.numel() * item.element_size()
+            if item.layout != torch.strided or size > min(limit, item.untyped_storage().nbytes()):
+                raise UserError(f"damaged: a tensor of shape {tuple(item.shape)} is larger than its data")
         elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
             seen.add(id(item))
             todo += [*item, *item.values()] if isinstance(item, dict) else item
@@ -405,14 +341,13 @@ class Run:
 
     Made by Run.create or Run.resume. Only rank 0 writes; on the other ranks every method but load() is silent.
     TensorBoard's step is the index of the history line (the epoch, counted over all stages), so that a resumed run
-    can remove the events after its checkpoint.
+    can take back the events after its checkpoint.
     """
 
     def __init__(self, folder: Path, args: argparse.Namespace, script: str) -> None:
-        self.folder, self.script = folder, script
-        self.quiet = getattr(args, "quiet", False)
+        self.folder, self.script, self.quiet = folder, script, args.quiet
         self.lines = {"history.jsonl": 0, "timing.jsonl": 0}  # lines written so far
-        self._tensorboard = None
+        self._tensorboard: Any = None
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
@@ -420,20 +355,12 @@ class Run:
     @classmethod
     def create(cls, folder: Path | str, args: argparse.Namespace, script: str) -> Run:
         """Make a new run folder; UserError if it holds a run already or another process works in it."""
+        if is_main() and (Path(folder) / "args.json").exists():
+            raise UserError(f"{folder} holds a run already: go on with --resume {folder}, or take another --save")
         run = cls(Path(folder), args, script)
-        if is_main():
-            if (run.folder / "args.json").exists():
-                raise UserError(f"{folder} holds a run already: go on with --resume {folder}, or take another --save")
-            run._record(
-                {
-                    "script": script,
-                    "command": _command(),
-                    "args": _arguments(args),
-                    "versions": _versions(),
-                    "seed": args.seed,
-                }
-            )
-        run.log(f"run folder: {run.folder}", always=True)
+        record = {"script": script, "command": _command(), "args": _arguments(args)}
+        run._record(record | {"versions": _versions(), "seed": args.seed})
+        run.log(f"run folder: {folder}", always=True)
         return run
 
     @classmethod
@@ -443,47 +370,38 @@ class Run:
         args: argparse.Namespace,
         script: str,
         may_change: Iterable[str] = (),
-        root: Path | str = "logs",
+        root: str = "logs",
     ) -> Run:
-        """Go on with a run folder, or with "auto" with the newest one below `root` that has these arguments and a checkpoint.
+        """Go on with a run folder, or for "auto" with the newest in `root` that has these arguments and a checkpoint.
 
-        Arguments that were not given on the command line take the run's values (args is changed in place). Given ones must
-        be the run's, except those in `may_change` and HARMLESS; UserError names the others.
+        Arguments that were not given on the command line take the run's values (args is changed in place). Given ones
+        must equal the run's, except those in HARMLESS and `may_change`; UserError names the others.
         """
         free = HARMLESS | set(may_change)
+        args.given = getattr(args, "given", set(vars(args)))  # without parse(): take all as given
         folder = _newest(Path(root), args, script, free) if str(folder) == "auto" else Path(folder)
         record = _read_record(folder)
         if record["script"] != script:
-            raise UserError(
-                f"{folder} is a run of {record['script']}, not of {script}: python {record['script']} --resume {folder}"
-            )
+            raise UserError(f"{folder} is a run of {record['script']}: python {record['script']} --resume {folder}")
         if differences := _differences(record["args"], args, free):
-            raise UserError(
-                f"{folder} cannot go on with other arguments: {'; '.join(differences)}. Leave them out or start a new run"
-            )
-        given = getattr(args, "given", set(vars(args)))
+            raise UserError(f"{folder} goes on only with its own arguments; leave out: {', '.join(differences)}")
         for name, value in record["args"].items():
-            if name not in given:
+            if name not in args.given:
                 setattr(args, name, value)
         run = cls(folder, args, script)
         if is_main():
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink()
-            run.log(f"run folder: {folder} (resumed)", always=True)
-            if record["versions"] != _versions():
-                run.log(
-                    f"warning: written with {record['versions']}, now {_versions()}: results may differ in the last digits"
-                )
-            run._record(record | {"args": _arguments(args), "resumed": [*record.get("resumed", []), _command()]})
+        run.log(f"run folder: {folder} (resumed)", always=True)
+        if record["versions"] != _versions():
+            run.log(f"warning: begun with {record['versions']}, now {_versions()}: last digits may differ", always=True)
+        run._record(record | {"args": _arguments(args), "resumed": [*record.get("resumed", []), _command()]})
         return run
-
-    def _record(self, record: dict) -> None:
-        write_whole(self.folder / "args.json", json.dumps(record, indent=1) + "\n")
 
     @property
     def resume_command(self) -> str:
         """The command that goes on with this run."""
-        python = f"torchrun --nproc_per_node {os.environ.get('LOCAL_WORLD_SIZE', 1)}" if world_size() > 1 else "python"
+        python = "python" if world_size() == 1 else f"torchrun --nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}"
         return f"{python} {self.script} --resume {shlex.quote(str(self.folder))}"
 
     def log(self, text: str, always: bool = False) -> None:
@@ -503,26 +421,18 @@ class Run:
         """Append a line to timing.jsonl: seconds, images/s, memory, all that differs between two identical runs."""
         self._append("timing.jsonl", line)
 
-    def _append(self, name: str, line: dict) -> None:
-        self.lines[name] += 1
-        if is_main():
-            with open(self.folder / name, "a") as file:
-                file.write(json.dumps(line, default=lambda value: value.tolist()) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-
     def genotype(self, text: str) -> None:
         """Write the current best guess, one line, to genotype.txt."""
         if is_main():
             write_whole(self.folder / "genotype.txt", f"{text}\n")
 
     def checkpoint(self, state: dict, name: str = "checkpoint.pt") -> None:
-        """Write a checkpoint that knows how many lines of history belong to it."""
+        """Write a checkpoint (rank 0's state), which remembers how many lines of history belong to it."""
         if is_main():
             save_checkpoint(self.folder / name, state | {"lines": self.lines})
 
     def load(self) -> dict | None:
-        """The state of the last good checkpoint, or None if there is none yet; later lines of history are cut off."""
+        """The state of the last good checkpoint, None if there is none yet; later lines of history are cut off."""
         path = self.folder / "checkpoint.pt"
         state = load_checkpoint(path) if path.exists() or _previous(path).exists() else None
         self.lines = dict(state["lines"]) if state else dict.fromkeys(self.lines, 0)
@@ -530,27 +440,17 @@ class Run:
             for name, count in self.lines.items():
                 self._cut(self.folder / name, count)
         if world_size() > 1:
-            dist.barrier()  # nobody goes on, and writes, while another still reads
+            _together(dist.barrier)  # nobody goes on, and writes, while another still reads
         return state
-
-    def _cut(self, path: Path, count: int) -> None:
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if len(lines) > count:
-            write_whole(path, b"".join(lines[:count]))
-        elif len(lines) < count:
-            self.log(f"warning: {path} has {len(lines)} lines, the checkpoint was written after {count}")
 
     @property
     def tensorboard(self) -> Any:
         """The SummaryWriter of the run folder, made when first used; one that does nothing on the other ranks."""
-        if self._tensorboard is None and not is_main():
-            self._tensorboard = _Silent()
-        elif self._tensorboard is None:
+        if self._tensorboard is None and is_main():
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            step = self.lines["history.jsonl"]
-            self._tensorboard = SummaryWriter(str(self.folder), purge_step=step if step else None)
-        return self._tensorboard
+            self._tensorboard = SummaryWriter(str(self.folder), purge_step=self.lines["history.jsonl"] or None)
+        return self._tensorboard or _Silent()
 
     def close(self) -> None:
         """Flush TensorBoard and release the lock (the end of the process does so too)."""
@@ -559,22 +459,41 @@ class Run:
         if is_main():
             self._lock.close()
 
+    def _record(self, record: dict) -> None:
+        if is_main():
+            write_whole(self.folder / "args.json", json.dumps(record, indent=1) + "\n")
+
+    def _append(self, name: str, line: dict) -> None:
+        if is_main():
+            with open(self.folder / name, "a") as file:
+                file.write(json.dumps(line, default=lambda value: value.tolist()) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        self.lines[name] += 1
+
+    def _cut(self, path: Path, count: int) -> None:
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if len(lines) < count:
+            self.log(f"warning: {path} has {len(lines)} lines, its checkpoint was written after {count}", always=True)
+        elif len(lines) > count:
+            write_whole(path, b"".join(lines[:count]))
+
 
 class _Silent:
+    """Takes any call and does nothing."""
+
     def __getattr__(self, name: str) -> Callable:
         return lambda *args, **kwargs: None
 
 
 def _lock(folder: Path) -> io.TextIOBase:
-    """Lock the folder for this process alone. A POSIX lock: forked loader workers do not inherit it, any death releases it."""
+    """Lock the folder for this process: a POSIX lock, which forked loader workers do not keep and any death frees."""
     file = open(folder / "lock", "a")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()
-        raise UserError(
-            f"{folder} is in use by another process: wait for it, stop it, or take another --save"
-        ) from None
+        raise UserError(f"{folder} is in use by another process: stop that one, or take another --save") from None
     return file
 
 
@@ -583,24 +502,20 @@ def _command() -> str:
 
 
 def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")}
-    return {"python": sys.version.split()[0], **packages}
+    packages = ("torch", "torchvision", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
 
 
 def _arguments(args: argparse.Namespace) -> dict:
-    return json.loads(
-        json.dumps({name: value for name, value in vars(args).items() if name not in ("given", "resume")}, default=str)
-    )
+    """The arguments as they come back from args.json."""
+    plain = {name: value for name, value in vars(args).items() if name not in ("given", "resume")}
+    return json.loads(json.dumps(plain, default=str))
 
 
 def _read_record(folder: Path) -> dict:
     try:
         record = json.loads((folder / "args.json").read_text())
-        if (
-            isinstance(record["args"], dict)
-            and isinstance(record["versions"], dict)
-            and isinstance(record["script"], str)
-        ):
+        if isinstance(record["args"], dict) and "versions" in record and isinstance(record["script"], str):
             return record
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -610,12 +525,9 @@ def _read_record(folder: Path) -> dict:
 
 
 def _differences(stored: dict, args: argparse.Namespace, free: set[str]) -> list[str]:
-    """Arguments given on the command line that are not the stored ones, as "--batch_size was 64, now 32"."""
-    given = getattr(args, "given", set(vars(args)))
-    new = {name: value for name, value in _arguments(args).items() if name in given and name not in free}
-    return [
-        f"--{n} was {stored.get(n, 'unknown')}, now {v}" for n, v in new.items() if n not in stored or stored[n] != v
-    ]
+    """The arguments given on the command line that are not the stored ones, as "--batch_size (was 64, now 32)"."""
+    new = {name: value for name, value in _arguments(args).items() if name in args.given - free}
+    return [f"--{n} (was {stored.get(n)}, now {v})" for n, v in new.items() if n not in stored or stored[n] != v]
 
 
 def _newest(root: Path, args: argparse.Namespace, script: str, free: set[str]) -> Path:
@@ -628,9 +540,7 @@ def _newest(root: Path, args: argparse.Namespace, script: str, free: set[str]) -
         if record["script"] == script and not _differences(record["args"], args, free):
             found.append((checkpoint.stat().st_mtime_ns, checkpoint.parent))
     if not found:
-        raise UserError(
-            f"--resume auto: no run of {script} with these arguments and a checkpoint in {root}/; start without --resume"
-        )
+        raise UserError(f"--resume auto: {root}/ has no run of {script} with these arguments and a checkpoint")
     return max(found)[1]
 
 
@@ -639,7 +549,7 @@ def _newest(root: Path, args: argparse.Namespace, script: str, free: set[str]) -
 
 
 class Stop:
-    """Context manager: SIGTERM (pre-emption) and SIGINT (Ctrl-C) ask the loop to end after its step; the second ends at once.
+    """Context manager: SIGTERM (pre-emption) or SIGINT (Ctrl-C) ends the loop after its step, the second one at once.
 
     with Stop() as stop:
         for ...:
@@ -669,16 +579,19 @@ class Stop:
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     def agreed(self) -> bool:
-        """True if any rank got a signal: the same answer on all ranks (a collective: call it on all, at the same step)."""
+        """True if any rank got a signal; the same on all ranks (a collective: all call it at the same step)."""
         if world_size() > 1:
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            self.signal = int(_all_reduce(torch.tensor(self.signal or 0, device=device), dist.ReduceOp.MAX)) or None
+            flag = torch.tensor(self.signal or 0, device=device)
+            _together(dist.all_reduce, flag, dist.ReduceOp.MAX)
+            self.signal = flag.item() or None
         return self.signal is not None
 
     def exit(self, resume_command: str) -> None:
         """Print how to go on, as the last line, and leave with 143 (SIGTERM) or 130 (SIGINT)."""
         if is_main():
-            print(f"stopped; go on with:\n{resume_command}", flush=True)
+            print(f"stopped; this goes on with it:\n{resume_command}", flush=True)
+        leave_distributed()
         sys.exit(128 + self.signal)
 
 
@@ -687,12 +600,18 @@ class Stop:
 
 
 def start_distributed(device: torch.device) -> tuple[int, int]:
-    """Join the processes that torchrun started (nccl on cuda, gloo on cpu); (rank, world size), (0, 1) without torchrun."""
+    """Join the processes of torchrun (nccl on cuda, gloo on cpu); (rank, world size), which is (0, 1) without it."""
     if "WORLD_SIZE" not in os.environ:
         return 0, 1
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     return dist.get_rank(), dist.get_world_size()
+
+
+def leave_distributed() -> None:
+    """Leave what start_distributed joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -705,20 +624,20 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _all_reduce(tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
+def _together(collective: Callable, *args: Any) -> None:
+    """Call a collective of torch.distributed; RankLost if another rank does not answer."""
     try:
-        dist.all_reduce(tensor, op)
+        collective(*args)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0][:150]
-        raise RankLost(
-            f"another process of this run is gone; --resume goes on from the last checkpoint ({reason})"
-        ) from None
-    return tensor
+        reason = " ".join(str(error).split())[:150]
+        raise RankLost(f"lost another process of this run; --resume goes on from its checkpoint ({reason})") from None
 
 
 def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over all ranks, in place, and return it."""
-    return _all_reduce(tensor) if world_size() > 1 else tensor
+    if world_size() > 1:
+        _together(dist.all_reduce, tensor)
+    return tensor
 
 
 def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
@@ -731,7 +650,7 @@ def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
     grads = [param.grad for param in params if param.grad is not None]
     for dtype in sorted({grad.dtype for grad in grads}, key=str):
         group = [grad for grad in grads if grad.dtype == dtype]
-        flat = _all_reduce(torch.cat([grad.reshape(-1) for grad in group])) / world_size()
+        flat = reduce_sum(torch.cat([grad.reshape(-1) for grad in group])) / world_size()
         for grad, part in zip(group, flat.split([grad.numel() for grad in group]), strict=True):
             grad.copy_(part.view(grad.shape))
 
@@ -747,7 +666,7 @@ def assert_same(named: dict[str, Any]) -> None:
         name: hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest() for name, array in arrays.items()
     }
     everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, mine)
+    _together(dist.all_gather_object, everyone, mine)
     if different := sorted(name for name in mine if any(other.get(name) != mine[name] for other in everyone)):
         raise Diverged(f"the ranks no longer agree on {', '.join(different)}")
 
@@ -757,7 +676,7 @@ def assert_same(named: dict[str, Any]) -> None:
 
 
 class Metrics(NamedTuple):
-    """Means over the images: loss, top-1 and top-5 accuracy in percent (top5 None for up to 5 classes), number of images."""
+    """Means over the images: loss, accuracies in percent (top5 is None for up to 5 classes); number of images."""
 
     loss: float
     top1: float
