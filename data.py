@@ -47,6 +47,7 @@ Sample = tuple[str, int]  # path of an image, label
 
 FASHION_MINI = Path(__file__).with_name("fashion_mini.npz")
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts its files
+FASHION_FILES = "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -55,22 +56,22 @@ FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dat
 
 def read_cifar(dataset: type[datasets.CIFAR10], root: Path, train: bool) -> Arrays:
     """CIFAR-10 or -100 from `root`, downloaded by torchvision if it is not there. Raises UserError if that fails."""
-    archive = f"{dataset.filename} (from {dataset.url}) or its unpacked folder {dataset.base_folder}"
-    images = _downloaded(lambda **where: dataset(train=train, **where), root, f"put {archive} into {root}")
+    files = ", ".join(name for name, _ in dataset.train_list + dataset.test_list + [(dataset.meta["filename"], "")])
+    advice = f"put {dataset.filename} (from {dataset.url}) or the folder {dataset.base_folder} ({files}) into {root}"
+    images = _downloaded(dataset, root, train, advice)
     return images.data, np.asarray(images.targets, dtype=np.int64)
 
 
 def read_fashion(root: Path, train: bool) -> Arrays:
-    """Fashion-MNIST from `root` (torchvision's layout or the four files), Debian's package or torchvision's download."""
-    prefix = "train" if train else "t10k"
-    names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+    """Fashion-MNIST from `root` (torchvision's layout or its four files), Debian's package or a download."""
+    names = FASHION_FILES[:2] if train else FASHION_FILES[2:]
     raw = root / "FashionMNIST" / "raw"
     places = [raw, root, FASHION_DEBIAN]
     files = _idx_files(places, names)
     if not files:
-        wanted = " and ".join(f"{name}.gz" for name in names)
+        wanted = ", ".join(f"{part}.gz" for part in FASHION_FILES)
         advice = f"put {wanted} into {raw}, or install Debian's package dataset-fashion-mnist"
-        _downloaded(lambda **where: datasets.FashionMNIST(train=train, **where), root, advice)
+        _downloaded(datasets.FashionMNIST, root, train, advice)
         files = _idx_files(places, names)
     images, labels = (_read_idx(file) for file in files)
     return as_rgb(images), labels.astype(np.int64)
@@ -94,9 +95,8 @@ def make_fashion_mini(source: Path = FASHION_DEBIAN, path: Path = FASHION_MINI) 
     Fashion-MNIST is Zalando Research's (Xiao, Rasul, Vollgraf, 2017), MIT licence.
     """
     arrays = {}
-    for part, prefix, count in (("train", "train", 1000), ("test", "t10k", 200)):
-        images = _read_idx(source / f"{prefix}-images-idx3-ubyte.gz")
-        labels = _read_idx(source / f"{prefix}-labels-idx1-ubyte.gz")
+    for part, files, count in (("train", FASHION_FILES[:2], 1000), ("test", FASHION_FILES[2:], 200)):
+        images, labels = (_read_idx(source / f"{file}.gz") for file in files)
         first = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(10)]))
         arrays |= {f"{part}_images": images[first], f"{part}_labels": labels[first]}
     np.savez_compressed(path, **arrays)
@@ -130,24 +130,24 @@ def _read_idx(path: Path) -> np.ndarray:
         raise UserError(f"cannot read {path} ({error}): delete it and run again, or replace it") from error
 
 
-def _downloaded(open_dataset: Callable, root: Path, advice: str):
+def _downloaded(dataset: type, root: Path, train: bool, advice: str):
     """The torchvision dataset in `root`; downloaded if it is missing, and one line of advice if that fails."""
     try:
-        return open_dataset(root=root, download=False)
-    except RuntimeError:  # not there, or not whole
+        return dataset(root, train, download=False)
+    except (OSError, RuntimeError):  # not there, or not whole
         pass
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(15)  # seconds without an answer: a machine without a network must not hang
     try:
-        return open_dataset(root=root, download=True)
+        return dataset(root, train, download=True)
     except (
         OSError,
         RuntimeError,
         EOFError,
     ) as error:  # no network (URLError is an OSError), no space, a wrong checksum
-        raise UserError(
-            f"not in {root}, and the download failed ({error}): {advice}, or name another --data"
-        ) from error
+        reason = " ".join(str(error).split())  # in one line
+        missing = f"no {dataset.__name__} in {root}, and the download failed ({reason})"
+        raise UserError(f"{missing}: {advice}, or name another --data") from error
     finally:
         socket.setdefaulttimeout(timeout)
 
@@ -671,7 +671,7 @@ class Loader:
         return self.images.batches(self._step(RANDOM, epoch, step) for step in itertools.count(start))
 
     def in_order(self) -> Batches:
-        """Every image once over all processes, not augmented; this process has its share, its last batch may be short."""
+        """Every image once over all processes, not augmented; each reads its share, the last batch may be short."""
         mine = np.arange(self.rank, self.num_images, self.world_size)
         steps = (Step(mine[i : i + self.batch_size], None) for i in range(0, len(mine), self.batch_size))
         return Batches(self.images.batches(steps), self._steps_in_order)
