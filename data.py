@@ -24,7 +24,7 @@ import socket
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -284,6 +284,8 @@ def _open(info: Info, root: str | Path, options: Options, *parts: str) -> tuple[
     root = Path(root).expanduser()
     if options.cutout < 0:
         raise UserError(f"the cutout length is {options.cutout}, expected a number of pixels, 0 for no cutout")
+    if options.workers < 0:
+        raise UserError(f"workers is {options.workers}, expected 0 (read in the main process) or more")
     if info.read:
         return info, [InMemory(*_in_turn(info.read, root, part, options), info, options) for part in parts]
     folders = {"train": root / "train", "test": _test_folder(root, info)}
@@ -378,8 +380,8 @@ def read_images(samples: list[Sample], size: int, options: Options) -> Arrays:
 
     _refuse_bombs()
     images, labels, bad = np.empty((len(samples), size, size, 3), np.uint8), [], []
-    with ThreadPoolExecutor(max(1, options.workers)) as pool:  # Pillow decodes and scales without Python's lock
-        results = progress(pool.map(read, samples), total=len(samples), desc="reading images")
+    with ThreadPool(max(1, options.workers)) as pool:  # Pillow decodes and scales without Python's lock
+        results = progress(pool.imap(read, samples), total=len(samples), desc="reading images")
         for (_, label), image in zip(samples, results, strict=True):
             if isinstance(image, str):
                 bad.append(image)
