@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import pickletools
 import platform
@@ -49,6 +50,34 @@ class RankLost(Exception):
     """Another process of the run is gone. Exit code 1."""
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and whose --help shows the defaults."""
+
+    def __init__(self, description: str | None = None) -> None:
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message} (--help lists all arguments)\n")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults are shown, and the script's docstring keeps its lines."""
+
+
+def number(kind: type, low: float, high: float = math.inf, below: float = math.inf) -> Callable[[str], Any]:
+    """An argparse type: an int or float with low <= value <= high and value < below."""
+
+    def convert(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high or not value < below:
+            limit = f" and below {below}" if below < math.inf else f" and at most {high}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range: expected at least {low}{limit}")
+        return value
+
+    convert.__name__ = f"{kind.__name__} value"
+    return convert
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every script that makes a run folder. Scripts change a default with parser.set_defaults."""
     add = parser.add_argument_group("run").add_argument
@@ -73,9 +102,7 @@ HARMLESS = {"resume", "note", "device", "gpu", "workers", "report_freq", "checkp
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """parse_args, and `args.given`: the set of the arguments that stood on the command line (Run.resume needs it)."""
     args = parser.parse_args(argv)
-    blank = argparse.Namespace(
-        **dict.fromkeys(vars(args))
-    )  # argparse leaves values that are there, so None = not given
+    blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # argparse keeps values that are there: None = not given
     args.given = {name for name, value in vars(parser.parse_args(argv, blank)).items() if value is not None}
     return args
 
@@ -190,6 +217,8 @@ def write_whole(path: Path | str, data: str | bytes | memoryview, previous: Path
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+        if link != path:
+            link.unlink(missing_ok=True)
 
 
 def _previous(path: Path) -> Path:
@@ -198,9 +227,7 @@ def _previous(path: Path) -> Path:
 
 def save_checkpoint(path: Path | str, state: dict) -> None:
     """Write a checkpoint (tensors and plain values) whole; the one before it is kept as NAME.prev.pt."""
-    buffer = (
-        io.BytesIO()
-    )  # serialised first: a full disk then is a plain OSError, and torch's zip carries a CRC per record
+    buffer = io.BytesIO()  # serialised first, so that a full disk is a plain OSError; torch's zip has a CRC per record
     torch.save(state, buffer)
     write_whole(path, buffer.getbuffer(), previous=_previous(Path(path)))
 
@@ -251,6 +278,7 @@ STORAGES = {f"torch {name}Storage": size for size, names in BYTES.items() for na
 STORAGES["torch.storage UntypedStorage"] = 1
 # All else that its pickle may name: containers, dtypes, and what puts a tensor on a storage.
 PLAIN = {"collections OrderedDict", "collections Counter", "torch Size", "torch device", "_codecs encode"}
+PLAIN |= {"__builtin__ set", "builtins set"}
 PLAIN |= {f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "parameter")}
 PLAIN |= {f"torch {name}" for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()}
 # Opcodes of a pickle that push a value; the last two push one from the memo.
@@ -319,7 +347,7 @@ def _check_legacy(data: bytes) -> None:
 
 
 def _check_tensors(content: Any, limit: int) -> None:
-    """Check that every tensor is dense, no larger than its storage and the file (strides of 0 make terabytes of 4 bytes)."""
+    """Check that every tensor is dense, no larger than its storage and the file (stride 0 makes 4 bytes a terabyte)."""
     todo, seen = [content], set()
     while todo:
         item = todo.pop()
@@ -434,13 +462,13 @@ class Run:
     def load(self) -> dict | None:
         """The state of the last good checkpoint, None if there is none yet; later lines of history are cut off."""
         path = self.folder / "checkpoint.pt"
+        _barrier()  # nobody reads while rank 0 still writes
         state = load_checkpoint(path) if path.exists() or _previous(path).exists() else None
         self.lines = dict(state["lines"]) if state else dict.fromkeys(self.lines, 0)
         if is_main():
             for name, count in self.lines.items():
                 self._cut(self.folder / name, count)
-        if world_size() > 1:
-            _together(dist.barrier)  # nobody goes on, and writes, while another still reads
+        _barrier()  # nobody goes on, and writes, while another still reads
         return state
 
     @property
@@ -631,6 +659,11 @@ def _together(collective: Callable, *args: Any) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:150]
         raise RankLost(f"lost another process of this run; --resume goes on from its checkpoint ({reason})") from None
+
+
+def _barrier() -> None:
+    if world_size() > 1:
+        _together(dist.barrier)
 
 
 def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
