@@ -16,11 +16,15 @@ slice of it: two processes with batch B see the images, crops and flips of one p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import itertools
 import logging
+import multiprocessing
 import os
+import signal
 import socket
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -453,12 +457,15 @@ def crop_and_flip(
 def normalise(images: torch.Tensor, info: Info) -> torch.Tensor:
     """uint8 B x H x W x C -> float32 B x C x H x W in channels_last memory: (value / 255 - mean) / std."""
     b, h, w, c = images.shape
-    std = torch.tensor(info.std, dtype=torch.float64)
-    scale, shift = 1 / (255 * std), -torch.tensor(info.mean, dtype=torch.float64) / std
-    scale, shift = (
-        t.float().repeat(w).to(images.device) for t in (scale, shift)
-    )  # a row at once: 5x faster than pixels
+    scale, shift = _scale_and_shift(info, w, images.device)
     return images.reshape(b, h, w * c).float().mul_(scale).add_(shift).view(b, h, w, c).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _scale_and_shift(info: Info, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The normalisation of a row of pixels; rows at once go five times as fast as pixel by pixel."""
+    mean, std = torch.tensor(info.mean, dtype=torch.float64), torch.tensor(info.std, dtype=torch.float64)
+    return tuple(t.float().repeat(width).to(device) for t in (1 / (255 * std), -mean / std))
 
 
 def cut_out(x: torch.Tensor, row: torch.Tensor, column: torch.Tensor, length: int) -> torch.Tensor:
@@ -598,7 +605,21 @@ class OnDisk(torch.utils.data.Dataset):
 
 
 def _start_worker(_: int) -> None:
+    """Let a worker end by the process that started it alone.
+
+    Pre-emption, torchrun and Ctrl-C signal all processes; the main one then finishes its step, and needs batches for it.
+    """
     _refuse_bombs()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_end, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+
+
+def _await_end(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -609,6 +630,8 @@ SPLIT, ORDER, EPOCH, RANDOM = range(4)  # what random numbers are for
 
 def _generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
     """The generator of one purpose at one position: the same arguments give the same numbers."""
+    if seed < 0:
+        raise UserError(f"the seed is {seed}, expected 0 or more")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, *position)))
 
 
@@ -664,9 +687,10 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Batches:
         """The batches of an epoch from step `start` on: every image at most once, in a new order, augmented."""
         order = _generator(self.seed, ORDER, self.stream, epoch).permutation(self.num_images)
-        orders = order[: len(self) * self.global_batch].reshape(len(self), self.global_batch)
-        steps = (self._step(EPOCH, epoch, step, orders[step]) for step in range(start, len(self)))
-        return Batches(self.images.batches(steps), max(0, len(self) - start))
+        count = self.num_images // self.global_batch
+        orders = order[: count * self.global_batch].reshape(count, self.global_batch)
+        steps = (self._step(EPOCH, epoch, step, orders[step]) for step in range(start, count))
+        return Batches(self.images.batches(steps), max(0, count - start))
 
     def random(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Endless: at each step a fresh random batch, without replacement inside the batch, augmented."""
