@@ -1,8 +1,8 @@
 """Look at cells and at searches: pictures, a report, a comparison.
 
     python visualize.py DDSAS_cifar10                # the two cells -> DDSAS_cifar10.svg, .png, .gv
-    python visualize.py logs/RUN                     # the same of a run folder, a genotype.txt or a literal "Genotype(...)"
-    python visualize.py logs/RUN --all               # also a GIF, the trajectories, the subspace and logs/RUN/report.html
+    python visualize.py logs/RUN                     # the same of a run; also of a genotype.txt or a "Genotype(...)"
+    python visualize.py logs/RUN --all               # a GIF, trajectories and more besides, all in logs/RUN/report.html
     python visualize.py logs/RUN logs/OTHER ...      # a table of runs, printed and drawn
 
 Cells are drawn by Graphviz (the program dot), all else by matplotlib. Runs of search.py, train_search.py and of
@@ -17,6 +17,7 @@ import html
 import io
 import json
 import math
+import os
 import re
 import shlex
 import sys
@@ -33,6 +34,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
 from PIL import Image, ImageDraw, ImageFont
 
 import genotypes
@@ -67,7 +69,7 @@ LOOK = {
     "max_pool_3x3": Look("max 3×3", "max pool", "#d55e00", "dotted", (0, (1, 1)), 1.5),
     "avg_pool_3x3": Look("avg 3×3", "average pool", "#e69f00", "dotted", (0, (3, 1, 1, 1)), 1.5),
 }
-INK, MUTED, LINE, SOFT, PAPER = "#1f2933", "#5f6b7a", "#d5dae1", "#f1f4f8", "#fefefe"
+INK, MUTED, LINE, SOFT, PAPER = "#1f2933", "#5f6b7a", "#d5dae1", "#f1f4f8", "#ffffff"
 SERIES = {  # curves: colour and line
     "train": ("#56b4e9", "--"),
     "validation": ("#0072b2", "-"),
@@ -133,9 +135,9 @@ def chosen(genotype: Genotype, cell: str) -> dict[tuple[int, int], str]:
 
 
 def distance(first: Genotype, second: Genotype) -> float:
-    """Cosine distance of the one-hot codes of two genotypes, both cells together (DDSAS, figure 1a): 0 equal, 1 disjoint.
+    """Cosine distance of the one-hot codes of two genotypes (DDSAS, figure 1a): 0 for equal, 1 for nothing in common.
 
-    A code has a one for each (cell, node, source, operation) that the genotype holds: 16 ones, order within a node aside.
+    A code has a one for each (cell, node, source, operation) that the genotype holds, 16 in all.
     """
     codes = [
         Counter((cell, i // 2, source, op) for cell in CELLS for i, (op, source) in enumerate(getattr(genotype, cell)))
@@ -157,8 +159,8 @@ def cell_graph(genotype: Genotype, title: str = "", steady: bool = False) -> gra
     """
     font = {"fontname": ",".join(FONTS[:2] + ["sans-serif"]), "fontcolor": INK}
     graph = graphviz.Digraph(
-        graph_attr={"rankdir": "LR", "newrank": "true", "nodesep": "0.11", "ranksep": "0.21", "bgcolor": PAPER, "pad": "0.1"}
-        | {"label": f"<{_legend(genotype, title, steady)}>", "labelloc": "t", **font},
+        graph_attr={"rankdir": "LR", "newrank": "true", "nodesep": "0.11", "ranksep": "0.21", "pad": "0.1"}
+        | {"bgcolor": PAPER, "label": f"<{_legend(genotype, title, steady)}>", "labelloc": "t", **font},
         node_attr={"shape": "box", "style": "rounded,filled", "color": LINE, "fillcolor": SOFT, "fontsize": "12"}
         | {"height": "0.3", "width": "0.3", "margin": "0.08,0.03", **font},
         edge_attr={"arrowsize": "0.6", "penwidth": "1.4", **font},
@@ -176,10 +178,10 @@ def _draw_cell(part: graphviz.Digraph, genotype: Genotype, cell: str, steady: bo
     """Inputs, nodes, output and the operations between them."""
     points = [f"{cell}_in0", f"{cell}_in1", *(f"{cell}_{node}" for node in range(genotypes.NODES))]
     for index, label in ((1, "k-1"), (0, "k-2")):
-        part.node(points[index], label=f"<c<sub>{label}</sub>>")
+        part.node(points[index], label=f'<c<sub><font point-size="9">{label}</font></sub>>')
     for node in range(genotypes.NODES):
         part.node(points[2 + node], label=str(node), shape="circle", margin="0")
-    part.node(f"{cell}_out", label="<c<sub>k</sub>>")
+    part.node(f"{cell}_out", label='<c<sub><font point-size="9">k</font></sub>>')
 
     edges = [(index // 2, source, op) for index, (op, source) in enumerate(getattr(genotype, cell))]
     if steady:
@@ -192,7 +194,8 @@ def _draw_cell(part: graphviz.Digraph, genotype: Genotype, cell: str, steady: bo
         box |= {"height": "0.23", "margin": "0.06,0.02", "penwidth": "1.2"}
         line = {"color": look.color, "style": look.style, "penwidth": str(look.width)}
         part.node(name, label=look.label if op else "", **(box | size | hidden))
-        part.edge(points[source], f"{name}:w", arrowhead="none", **(line | hidden))
+        room = "2" if source < 2 else "1"  # an edge that leaves an input must not cross the other input
+        part.edge(points[source], f"{name}:w", arrowhead="none", minlen=room, **(line | hidden))
         part.edge(f"{name}:e", points[2 + node], **(line | hidden))
     for node in getattr(genotype, f"{cell}_concat"):
         part.edge(points[node], f"{cell}_out", color=MUTED, penwidth="0.8", arrowsize="0.5")
@@ -203,11 +206,13 @@ def _legend(genotype: Genotype, title: str, everything: bool) -> str:
     ops = {op for cell in CELLS for op, _ in getattr(genotype, cell)}
     kinds = {look.kind: look for op, look in LOOK.items() if op in ops or everything and op != "none"}
     keys = "".join(
-        f'<td bgcolor="{tint(look.color)}" color="{look.color}" border="1" style="rounded,{look.style}" width="16"></td>'
+        f'<td bgcolor="{tint(look.color)}" color="{look.color}" border="1" style="rounded,{look.style}" width="16">'
+        "</td>"
         f'<td align="left"><font point-size="10.5">{kind}&nbsp; </font></td>'
         for kind, look in kinds.items()
     )
-    heading = f'<tr><td align="left"><font point-size="14"><b>{html.escape(title)}</b></font></td></tr>' if title else ""
+    heading = f'<font point-size="14"><b>{html.escape(title)}</b></font>'
+    heading = f'<tr><td align="left">{heading}</td></tr>' if title else ""
     row = f'<table border="0" cellborder="0" cellspacing="4" cellpadding="1"><tr>{keys}</tr></table>'
     return f'<table border="0" cellspacing="2">{heading}<tr><td align="left">{row}</td></tr></table>'
 
@@ -232,7 +237,7 @@ def draw_cells(
 
 
 def cell_image(genotype: Genotype, title: str = "") -> np.ndarray | None:
-    """Both cells as a picture (height x width x 3, uint8), each edge at the same place for every genotype; None without dot."""
+    """Both cells as a picture (height x width x 3, uint8), an edge always at the same place; None without dot."""
     png = _dot(cell_graph(genotype, title, steady=True), "png", dpi=110)
     return None if png is None else np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
@@ -260,7 +265,7 @@ def _suffixed(path: str | Path, kind: str) -> Path:
 
 @dataclass
 class Run:
-    """What a run folder tells. ``kind`` is "ddsas", "pdarts" or "retrain"; ``history`` and ``timing`` have a dict per epoch."""
+    """What a run folder tells. ``kind`` is "ddsas", "pdarts" or "retrain"; ``history`` has a dict for each epoch."""
 
     folder: Path
     kind: str
@@ -392,6 +397,7 @@ def save_figure(figure: Figure, path: str | Path) -> str:
     for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, **options)
+        figure.set_layout_engine("none")  # the first picture found the layout
         utils.write_whole(_suffixed(path, kind), buffer.getvalue())
     return _suffixed(path, "svg").read_text()
 
@@ -401,11 +407,10 @@ def progress_figure(run: Run) -> Figure:
     search = run.kind != "retrain"
     figure = Figure((WIDTH, 4.4 if search else 2.5), layout="constrained")
     axes = figure.subplots(2 if search else 1, 2, squeeze=False)
-    held_out, key = ("validation", "valid") if search else ("test", "test")
-    curves = [("train", f"{{}}train_{{}}"), (held_out, f"{{}}{key}_{{}}")]
+    curves = {"train": "train", "validation": "valid"} if search else {"train": "train", "test": "test"}
     for axis, quantity, title in ((axes[0, 0], "acc", "Accuracy (%)"), (axes[0, 1], "loss", "Loss")):
-        for name, key in curves:
-            _curve(axis, run, run.series(key.format("", quantity)), name)
+        for name, key in curves.items():
+            _curve(axis, run, run.series(f"{key}_{quantity}"), name)
         _finish(axis, run, title)
     if search:
         gaps = [math.nan] + [distance(a, b) for a, b in zip(run.genotypes, run.genotypes[1:], strict=False)]
@@ -437,6 +442,8 @@ def _finish(axis, run: Run, title: str) -> None:
     """Title, legend, whole epochs on the axis, and lines between the stages of P-DARTS."""
     axis.set_title(title, loc="left")
     axis.set_xlabel("epoch")
+    margin = max(0.5, 0.02 * len(run.history))
+    axis.set_xlim(1 - margin, len(run.history) + margin)
     axis.xaxis.get_major_locator().set_params(integer=True)
     for line in run.stages:
         axis.axvline(line + 0.5, color=MUTED, linewidth=0.7, linestyle=":")
@@ -445,7 +452,7 @@ def _finish(axis, run: Run, title: str) -> None:
 
 
 def trajectory_figure(run: Run, cell: str) -> Figure:
-    """Saliency or probability of every operation on each of the 14 edges: a row for each node, a column for each source.
+    """Saliency or probability of each operation on the 14 edges: a row for each node, a column for each source.
 
     The edges of the genotype are shaded and named by their operation.
     """
@@ -464,7 +471,7 @@ def trajectory_figure(run: Run, cell: str) -> Figure:
         for line in run.stages:
             axis.axvline(line + 0.5, color=MUTED, linewidth=0.7, linestyle=":")
         title = f"{source_name(source)} → {node}"
-        axis.set_title(f"{title}  {LOOK[op].label}" if op else title, fontsize=8, color=INK if op else MUTED)
+        axis.set_title(f"{title} · {LOOK[op].label}" if op else title, fontsize=8, color=INK if op else MUTED)
         axis.set_facecolor(SOFT if op else "none")
         axis.tick_params(labelsize=7, labelleft=source == 0, labelbottom=node == nodes - 1)
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -473,7 +480,8 @@ def trajectory_figure(run: Run, cell: str) -> Figure:
     figure.supylabel(quantity, fontsize=8.5)
     corner = figure.add_subplot(grid[0, 2:])
     corner.axis("off")
-    lines = [Line2D([], [], color=k.color, linestyle=k.dashes, linewidth=0.8 * k.width, label=k.label) for k in map(LOOK.get, ops)]
+    looks = [LOOK[op] for op in ops]
+    lines = [Line2D([], [], color=k.color, linestyle=k.dashes, linewidth=0.8 * k.width, label=k.label) for k in looks]
     lines.append(Patch(facecolor=SOFT, edgecolor=MUTED, linewidth=0.5, label="in the genotype"))
     corner.legend(handles=lines, loc="upper right", ncols=3, handlelength=2.6, title=f"{CELL_TITLES[cell]}: {quantity}")
     return figure
@@ -545,7 +553,7 @@ def evolution_gif(run: Run, seconds: float = 15.0) -> bytes | None:
         if pictures[key] is None:
             return None
         frames.append(_frame(run, epoch, pictures[key]))
-    palette = frames[-1].quantize(128)  # every colour occurs in the legend of each frame
+    palette = frames[-1].quantize(255, Image.Quantize.FASTOCTREE)  # each frame has all colours, in its legend
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     pace = int(min(600, max(60, 1000 * seconds / len(frames))))
     buffer = io.BytesIO()
@@ -589,10 +597,10 @@ class Size(NamedTuple):
         return f"C={self.init_channels}, {self.layers} layers, {'224' if self.imagenet else '32'} pixels"
 
 
-IMAGENET = Size(46, 14, imagenet=True)
+CIFAR, IMAGENET = Size(), Size(46, 14, imagenet=True)
 
 
-def cost(genotype: Genotype, size: Size = Size()) -> tuple[float, float]:
+def cost(genotype: Genotype, size: Size = CIFAR) -> tuple[float, float]:
     """Parameters and multiply-adds, both in millions, of the discovered network, without auxiliary head."""
     build, classes, pixels = (model.NetworkImageNet, 1000, 224) if size.imagenet else (model.NetworkCIFAR, 10, 32)
     with torch.device("meta"):
@@ -606,7 +614,7 @@ def count_skips(genotype: Genotype) -> int:
 
 
 def write_report(run: Run) -> list[Path]:
-    """All figures of a run into its folder figures/, and report.html, which holds them all. Returns the files to look at."""
+    """All figures of a run into its folder figures/, and report.html that holds them all. Returns the files."""
     folder, sections = run.folder / "figures", []
     if run.genotype:
         files = draw_cells(run.genotype, folder / "cells")
@@ -620,7 +628,7 @@ def write_report(run: Run) -> list[Path]:
         sections.append(("How the cells evolved", CAPTIONS["evolution"], image))
     for name, title, figure in _figures(run):
         folder.mkdir(exist_ok=True)
-        sections.append((title, CAPTIONS[name], _inline(save_figure(figure, folder / name), title)))
+        sections.append((title, CAPTIONS.get(name, ""), _inline(save_figure(figure, folder / name), title)))
     report = run.folder / "report.html"
     utils.write_whole(report, _page(run, sections))
     return [*sorted(folder.iterdir()), report]
@@ -628,33 +636,36 @@ def write_report(run: Run) -> list[Path]:
 
 def _figures(run: Run):
     """(name, title, figure) of everything matplotlib draws of a run."""
-    yield "progress", "Progress", progress_figure(run)
+    yield "progress" if run.kind != "retrain" else "curves", "Progress", progress_figure(run)
     if run.kind != "retrain":
         quantity = "saliency" if run.kind == "ddsas" else "probability"
         for cell in CELLS:
-            yield f"{quantity}_{cell}", f"{quantity.capitalize()}, {CELL_TITLES[cell].lower()}", trajectory_figure(run, cell)
+            title = f"{quantity.capitalize()}, {CELL_TITLES[cell].lower()}"
+            yield f"{quantity}_{cell}", title, trajectory_figure(run, cell)
         yield "subspace", "The subspace over time", subspace_figure(run)
 
 
+PANELS = "A panel for each edge: a column for each source, a row for each node; shaded if in the genotype."
 CAPTIONS = {
-    "cells": "Each node adds up its two operations; the output of a cell joins its nodes. A thick line is a 5×5 kernel.",
+    "cells": "A node adds up its two operations; a cell puts out its nodes side by side. Thick lines are 5×5 kernels.",
     "evolution": "The best architecture after each epoch.",
     "progress": "Distance: cosine distance of the one-hot genotypes of consecutive epochs; 0 is the same architecture.",
-    "saliency_normal": "A panel for each edge, a column for each source, a row for each node. A line ends where its operation"
-    " leaves the space. The genotype takes the two best edges of a node.",
-    "saliency_reduce": "The same for the reduction cell.",
-    "probability_normal": "A panel for each edge, a column for each source, a row for each node. Stages are divided by dotted"
-    " lines; at their ends the weakest candidates of an edge are dropped.",
-    "probability_reduce": "The same for the reduction cell.",
+    "saliency_normal": f"{PANELS} A line ends where its operation leaves the space.",
+    "saliency_reduce": f"{PANELS} A line ends where its operation leaves the space.",
+    "probability_normal": f"{PANELS} At the end of a stage each edge loses its weakest candidates.",
+    "probability_reduce": f"{PANELS} At the end of a stage each edge loses its weakest candidates.",
     "subspace": "Which operations were active when. The stronger the colour, the more of the time.",
-}  # fmt: skip
+}
 
 
 def _inline(svg: str, label: str) -> str:
     """An SVG as part of a page: colours of text and lines follow the page's theme, the size follows the column."""
     svg = svg[svg.index("<svg") :]
     head, rest = svg.split(">", 1)
-    head = re.sub(r'\s(width|height|id)="[^"]*"', "", head) + f' role="img" aria-label="{html.escape(label)}">'
+    head = (
+        re.sub(r'\s(width|height|id|xmlns|xmlns:xlink)="[^"]*"', "", head)
+        + f' role="img" aria-label="{html.escape(label)}">'
+    )
     used = set(re.findall(r"#([\w-]+)", rest))
     rest = re.sub(r'\sid="([^"]*)"', lambda match: match[0] if match[1] in used else "", rest)
     rest = re.sub(r"<metadata>.*?</metadata>|<title>.*?</title>|<!--.*?-->", "", rest, flags=re.DOTALL)
@@ -683,20 +694,22 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
     if run.kind == "retrain":
         tiles.append(("test accuracy, best", f"{np.nanmax(run.series('best_acc')):.2f} %"))
     if run.genotype:
-        size = IMAGENET if run.args.get("dataset") == "imagenet" else Size()
+        size = IMAGENET if run.args.get("dataset") == "imagenet" else CIFAR
         parameters, multiply_adds = cost(run.genotype, size)
         tiles += [(f"parameters at {size.init_channels} channels, {size.layers} layers", f"{parameters:.2f} M")]
         tiles += [("multiply-adds of an image", f"{multiply_adds:.0f} M")]
         tiles += [("skip connections, normal cell", str(count_skips(run.genotype)))]
     if not math.isnan(run.minutes()):
-        tiles.append(("time", _duration(run.minutes())))
+        tiles.append(("training time" if run.kind == "retrain" else "search time", _duration(run.minutes())))
     if not math.isnan(run.memory()):
         tiles.append(("peak memory", f"{run.memory() / 1024:.1f} GB"))
     return tiles
 
 
 def _duration(minutes: float) -> str:
-    return f"{60 * minutes:.0f} s" if minutes < 1.5 else f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    if minutes < 1.5:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _page(run: Run, sections: list[tuple[str, str, str]]) -> str:
@@ -729,8 +742,9 @@ def _page(run: Run, sections: list[tuple[str, str, str]]) -> str:
 def _copyable(title: str, hint: str, text: str) -> str:
     """A block of text with a button that copies it."""
     hint = f"<p>{hint}</p>" if hint else ""
+    words = " ".join(f"<span>{html.escape(word)}</span>" for word in text.split(" "))  # lines break between words alone
     return (
-        f'<section><h2>{title}</h2>{hint}<div class="copy"><pre>{html.escape(text)}</pre>'
+        f'<section><h2>{title}</h2>{hint}<div class="copy"><pre>{words}</pre>'
         '<button type="button" onclick="copy(this)">Copy</button></div></section>'
     )
 
@@ -756,12 +770,16 @@ header p:first-child { color: var(--link); font-weight: 600; }
 h1 { margin: 0; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
 h2 { margin: 2.5rem 0 .5rem; font-size: 1.15rem; }
 section > p { margin: 0 0 .5rem; color: var(--muted); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; margin-top: 1.5rem; }
+.tiles { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; margin-top: 1.5rem; }
+@media (min-width: 40rem) { .tiles { grid-template-columns: repeat(3, 1fr); } }
 .tiles div { background: var(--soft); border-radius: .6rem; padding: .7rem .9rem; }
 .tiles b { display: block; font-size: 1.25rem; }
 .tiles span { display: block; color: var(--muted); font-size: .82rem; line-height: 1.3; }
-.copy { display: flex; gap: .6rem; align-items: flex-start; background: var(--soft); border-radius: .6rem; padding: .7rem; }
-pre { flex: 1; min-width: 0; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .85rem/1.5 ui-monospace, monospace; }
+.copy { display: flex; gap: .6rem; align-items: flex-start; padding: .7rem; }
+.copy { background: var(--soft); border-radius: .6rem; }
+pre { flex: 1; min-width: 0; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre span { display: inline-block; max-width: 100%; }
+pre { font: .85rem/1.5 ui-monospace, monospace; }
 button { font: inherit; font-size: .85rem; color: var(--ink); background: var(--page); border: 1px solid var(--line);
   border-radius: .4rem; padding: .15rem .7rem; cursor: pointer; }
 figure { margin: 0; }
@@ -806,7 +824,7 @@ async function copy(button) {
 
 @dataclass
 class Row:
-    """A line of the comparison: a search with what its retrainings reached, a retraining of something else, or a genotype."""
+    """A line of the comparison: a search with its retrainings, a retraining of something else, or a genotype."""
 
     name: str
     genotype: Genotype | None
@@ -841,10 +859,10 @@ NUMBERS = (  # column, attribute of Row, format, whether more is better (None: n
 
 
 def compare(targets: list[str], size: Size) -> list[Row]:
-    """A row for each run or genotype; a retraining whose genotype one of the searches found joins the row of that search."""
+    """A row for each run or genotype; the retraining of what one of the searches found joins the row of that search."""
     rows, retrainings = [], []
     for target in targets:
-        run = load_run(target) if (Path(target) / "args.json").is_file() else None
+        run = load_run(target) if os.path.isfile(os.path.join(target, "args.json")) else None
         if run is None:
             rows.append(Row(target if len(target) < 40 else "Genotype(...)", _genotype(target)))
         elif run.kind == "retrain":
@@ -892,39 +910,43 @@ def comparison_table(rows: list[Row]) -> str:
     """The comparison as text that is a table in Markdown too, with the genotypes written out below."""
     table = [HEADINGS, *map(_cells, rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(HEADINGS))]
-    lines = [
-        "| " + " | ".join(t.ljust(w) if i < 4 else t.rjust(w) for i, (t, w) in enumerate(zip(line, widths, strict=True))) + " |"
-        for line in table
-    ]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) if i < 4 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|")
+    table.insert(1, ["-" * width if i < 4 else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
+    sides = ["<"] * 4 + [">"] * len(NUMBERS)  # names to the left, numbers to the right
+    form = "| " + " | ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)) + " |"
+    lines = [form.format(*line) for line in table]
     found = {row.letter: row.genotype for row in rows if row.genotype}
     return "\n".join([*lines, "", *(f"{letter} = {genotype}" for letter, genotype in found.items())])
 
 
 def comparison_figure(rows: list[Row], size: Size) -> Figure:
-    """The table as a figure: each number above a scale from the lowest to the highest of its column, the best in bold."""
-    figure = Figure((WIDTH, 0.75 + 0.42 * len(rows)), layout="constrained")
+    """The table as a figure: each number above a scale from the lowest to the highest in its column, the best bold."""
+    texts = [[_shortened(row.name, 32), *_cells(row)[1:]] for row in rows]
+    widths = [max(map(_points, column)) for column in zip(HEADINGS, *texts, strict=True)]
+    lefts = np.cumsum([0, *(max(width, 30) + 12 for width in widths)])  # in points
+    figure = Figure((lefts[-1] / 72 + 0.1, 0.75 + 0.42 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    texts = [_cells(row) for row in rows]
-    longest = [max(map(len, column)) for column in zip(HEADINGS, *texts, strict=True)]
-    shares = [min(longest[0], 26), *longest[1:4], *(max(width, 9) for width in longest[4:])]
-    lefts = np.cumsum([0, *(share + 2 for share in shares)])
     for column, heading in enumerate(HEADINGS):
-        axis.text(lefts[column], -0.75, heading, color=MUTED, fontsize=7.5, va="center")
+        axis.text(lefts[column], -0.75, heading, color=MUTED, fontsize=8, va="center")
         for line, cells in enumerate(texts):
-            text = cells[column] if column else _shortened(cells[0], 26)
             bold = column >= 4 and _best(rows, column - 4) == getattr(rows[line], NUMBERS[column - 4][1])
             middle = line + (0 if column < 4 else -0.14)
-            axis.text(lefts[column], middle, text, va="center", fontsize=7.5, fontweight="bold" if bold else "normal")
+            weight = "bold" if bold else "normal"
+            axis.text(lefts[column], middle, cells[column], va="center", fontsize=8, fontweight=weight)
     for column, (_, name, _, _) in enumerate(NUMBERS):
         values = np.array([getattr(row, name) for row in rows], dtype=float)
-        _scale(axis, values, lefts[4 + column], shares[4 + column] * 0.8)
-    axis.set_xlim(-0.5, lefts[-1])
+        _scale(axis, values, lefts[4 + column] + 1, 34)
+    axis.set_xlim(-2, lefts[-1])
     axis.set_ylim(len(rows) - 0.4, -1.1)
     axis.axhline(-0.5, color=LINE, linewidth=0.8)
     axis.axis("off")
-    figure.supxlabel(f"parameters and multiply-adds at {size}; memory and minutes of the search", fontsize=7, color=MUTED)
+    note = f"parameters and multiply-adds at {size}; memory and minutes of the search"
+    figure.supxlabel(note, fontsize=7, color=MUTED)
     return figure
+
+
+def _points(text: str) -> float:
+    """The width of a text of the table in points."""
+    return TextPath((0, 0), text, size=8).get_extents().x1 if text else 0.0
 
 
 def _scale(axis, values: np.ndarray, left: float, width: float) -> None:
@@ -965,7 +987,7 @@ def _genotype(target: str) -> Genotype:
 
 def main(args: argparse.Namespace) -> None:
     """Draw what was asked for and print the files that were written."""
-    size = IMAGENET if args.imagenet else Size()
+    size = IMAGENET if args.imagenet else CIFAR
     size = size._replace(init_channels=args.init_channels or size.init_channels, layers=args.layers or size.layers)
     with matplotlib.rc_context(RC):
         if args.all:
@@ -985,7 +1007,7 @@ def main(args: argparse.Namespace) -> None:
 def _draw(target: str, out: str | None) -> list[Path]:
     """The cells of one genotype: beside the run they come from, else in the current folder under their name."""
     genotype = _genotype(target)
-    is_run = Path(target).is_dir()
+    is_run = os.path.isdir(target)  # False for a text too long for a path
     name = Path(target).resolve().name if is_run else Path(target).stem if target.isidentifier() else "cells"
     files = draw_cells(genotype, out or (Path(target) / "figures" / "cells" if is_run else name), title=name)
     if len(files) == 1:
@@ -996,7 +1018,7 @@ def _draw(target: str, out: str | None) -> list[Path]:
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "targets", nargs="+", metavar="RUN|GENOTYPE", help="run folder, name, genotype.txt or literal; several: compare them"
+        "targets", nargs="+", metavar="RUN|GENOTYPE", help="run folder, name, genotype.txt, literal; several: compare"
     )
     parser.add_argument("--all", action="store_true", help="all figures of a run, and its report.html")
     parser.add_argument("--out", metavar="PATH", help="where to draw cells or comparison to, without suffix")
