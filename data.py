@@ -5,7 +5,7 @@
     test_data(name, root, ...)   -> test, info             evaluation
 
 Small datasets live as one uint8 tensor on the device, and crop, flip and cutout are done there on whole batches: image
-by image through PIL the same takes over 20 times as long (benchmarks), and a small supernet waits for it. Large folders
+by image through PIL the same takes about 20 times as long, and a small supernet waits for it. Large folders
 of images are read by DataLoader workers.
 
 Every batch is a pure function of (seed, epoch, step): its random numbers come from a generator seeded with just these.
@@ -607,7 +607,7 @@ class OnDisk(torch.utils.data.Dataset):
 def _start_worker(_: int) -> None:
     """Let a worker end by the process that started it alone.
 
-    Pre-emption, torchrun and Ctrl-C signal all processes; the main one then finishes its step, and needs batches for it.
+    Pre-emption, torchrun and Ctrl-C signal all processes; the main one then finishes its step and needs batches.
     """
     _refuse_bombs()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

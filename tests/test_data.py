@@ -179,7 +179,7 @@ def test_batch_augmentation_is_many_times_faster_than_image_by_image():
     pil = min(
         seconds(lambda: [plain_cutout(one_by_one(Image.fromarray(i)), 5, 9, 16) for i in images]) for _ in range(2)
     )
-    assert pil / batch > 8, f"{pil / batch:.1f} times faster"  # over 20 on an idle machine; see benchmarks
+    assert pil / batch > 8, f"{pil / batch:.1f} times faster"  # about 20 on one thread
 
 
 # ---------------------------------------------------------------------------------------------------------------------
