@@ -256,20 +256,25 @@ def read_weights(path: Path | str) -> dict:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a checkpoint file") from None
     try:
-        (_check_zip if data.startswith(b"PK") else _check_legacy)(data)
+        data = _checked_zip(data) if data.startswith(b"PK") else _checked_legacy(data)
         for device in ("meta", "cpu"):  # first without memory, to see the shapes
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
             _check_tensors(content, len(data))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {_printable(error)}") from None
     except (Exception, MemoryError) as error:  # hostile bytes raise anything: KeyError, struct.error, UnicodeError ...
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:100]
+        reason = f"{type(error).__name__} {_printable(error)}"[:100]
         raise UserError(f"{path}: damaged, cut off, or not a checkpoint of torch.save ({reason})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, expected a dict (a state dict or a checkpoint)")
     return content
+
+
+def _printable(error: Exception) -> str:
+    """The message without the control characters that a hostile file may have put into it."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(error))
 
 
 # Bytes per element of the storages that a checkpoint may hold, by the class that its pickle names.
@@ -319,22 +324,28 @@ def _storages(file: io.BytesIO) -> dict[str, int]:
     return sizes
 
 
-def _check_zip(data: bytes) -> None:
-    """Check the CRC32 of every record, and that every storage is exactly as large as its record."""
-    with zipfile.ZipFile(io.BytesIO(data)) as file:
-        infos = file.infolist()
+def _checked_zip(data: bytes) -> bytes:
+    """Check the CRC32 of every record, and that every storage is exactly as large as its record.
+
+    Returns a fresh zip of the checked records for torch to read. In the given one, torch's reader could see other things
+    than the checks did: one bit of a file attribute makes a record a folder, and its tensor is left uninitialised.
+    """
+    fresh = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(fresh, "w") as new:
+        infos = old.infolist()
         records = {info.filename.lower(): info.file_size for info in infos}  # torch finds names whatever their case
         if len(records) < len(infos) or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
             raise UserError("a zip file, but not as torch.save writes it")
-        if (name := file.testzip()) is not None:
-            raise UserError(f"damaged: the checksum of {name} is wrong")
         folder = infos[0].filename.split("/")[0]
-        for key, size in _storages(io.BytesIO(file.read(f"{folder}/data.pkl"))).items():
+        for key, size in _storages(io.BytesIO(old.read(f"{folder}/data.pkl"))).items():
             if records[f"{folder}/data/{key}".lower()] != size:
                 raise UserError(f"damaged: storage {key} does not have its {size} bytes")
+        for info in infos:
+            new.writestr(info.filename, old.read(info))  # raises BadZipFile if the CRC is wrong
+    return fresh.getvalue()
 
 
-def _check_legacy(data: bytes) -> None:
+def _checked_legacy(data: bytes) -> bytes:
     """Check that after the five pickles of the older format just its storages follow (each: a count in 8 bytes, data).
 
     It has no checksum: what is damaged inside a tensor cannot be seen.
@@ -344,6 +355,7 @@ def _check_legacy(data: bytes) -> None:
     expected = sum(8 + size for size in sizes.values())
     if expected != len(data) - file.tell():
         raise UserError(f"damaged or cut off: {len(data) - file.tell()} bytes of tensors, expected {expected}")
+    return data
 
 
 def _check_tensors(content: Any, limit: int) -> None:
