@@ -5,8 +5,8 @@
     test_data(name, root, ...)   -> test, info             evaluation
 
 Small datasets live as one uint8 tensor on the device, and crop, flip and cutout are done there on whole batches: image
-by image through PIL the same takes about 20 times as long, and a small supernet waits for it. Large folders
-of images are read by DataLoader workers.
+by image through PIL the same takes about 20 times as long, and a small supernet waits for it. Large folders of images
+are read by DataLoader workers.
 
 Every batch is a pure function of (seed, epoch, step): its random numbers come from a generator seeded with just these.
 So a resumed run needs no state of its loaders, and several processes all draw the same global batch and each takes its
@@ -293,7 +293,8 @@ def _open(info: Info, root: str | Path, options: Options, *parts: str) -> tuple[
     if info.read:
         return info, [InMemory(*_in_turn(info.read, root, part, options), info, options) for part in parts]
     folders = {"train": root / "train", "test": _test_folder(root, info)}
-    found = {part: find_images(folders[part], info.hint) for part in folders if part in parts or info.measured}
+    needed = [part for part in folders if part in parts or part == "train" and info.measured]
+    found = {part: find_images(folders[part], info.hint) for part in needed}
     samples = {part: samples for part, (_, samples) in found.items()}
     classes = _same_classes({folders[part]: classes for part, (classes, _) in found.items()})
     info = dataclasses.replace(info, num_classes=len(classes))

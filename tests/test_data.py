@@ -336,6 +336,12 @@ def test_a_search_splits_the_training_images_and_never_opens_the_test_set(monkey
     assert halves(0) == (train, valid) != halves(1)
 
 
+def test_a_search_on_a_folder_needs_no_test_images(tmp_path):
+    write_tree(tmp_path, {"train": 4})
+    train, valid, info = data.search_data("folder", tmp_path, batch_size=6, image_size=16)
+    assert (train.num_images, valid.num_images, info.num_classes) == (6, 6, 3)
+
+
 def test_the_imagenet_search_takes_its_two_subsets_as_they_are(tree):
     options = dict(batch_size=4, image_size=16, workers=0)
     train, valid, info = data.search_data("imagenet", tree, train_portion=0.9, **options)
