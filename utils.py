@@ -327,8 +327,8 @@ def _storages(file: io.BytesIO) -> dict[str, int]:
 def _checked_zip(data: bytes) -> bytes:
     """Check the CRC32 of every record, and that every storage is exactly as large as its record.
 
-    Returns a fresh zip of the checked records for torch to read. In the given one, torch's reader could see other things
-    than the checks did: one bit of a file attribute makes a record a folder, and its tensor is left uninitialised.
+    Returns a fresh zip of the checked records for torch to read. In the given one, torch's reader could see other
+    things than the checks: one bit of a file attribute makes a record a folder, and its tensor is left uninitialised.
     """
     fresh = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(fresh, "w") as new:
