@@ -476,6 +476,8 @@ class Run:
         path = self.folder / "checkpoint.pt"
         _barrier()  # nobody reads while rank 0 still writes
         state = load_checkpoint(path) if path.exists() or _previous(path).exists() else None
+        if state is not None and "lines" not in state:
+            raise UserError(f"{path}: not the checkpoint of a run, it has {', '.join(map(str, state))[:80]}")
         self.lines = dict(state["lines"]) if state else dict.fromkeys(self.lines, 0)
         if is_main():
             for name, count in self.lines.items():

@@ -482,6 +482,9 @@ def test_history_after_the_checkpoint_is_cut_off(tmp_path):
     assert not list(tmp_path.glob(".*"))
     run.history({"epoch": 1})
     assert (tmp_path / "history.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+    torch.save({"state_dict": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="not the checkpoint of a run"):
+        run.load()
     run.close()
 
 
