@@ -415,7 +415,7 @@ def progress_figure(run: Run) -> Figure:
     if search:
         gaps = [math.nan] + [distance(a, b) for a, b in zip(run.genotypes, run.genotypes[1:], strict=False)]
         _curve(axes[1, 0], run, np.array(gaps), "both", label=None)
-        axes[1, 0].set_ylim(bottom=-0.02)
+        axes[1, 0].set_ylim(-0.02, 1.1 * max(0.2, *gaps[1:], 0))
         _finish(axes[1, 0], run, "Distance to the architecture one epoch before")
         for cell in CELLS:
             _curve(axes[1, 1], run, run.series("alpha_entropy", cell), cell, label=CELL_TITLES[cell].lower())
@@ -442,6 +442,7 @@ def _finish(axis, run: Run, title: str) -> None:
     """Title, legend, whole epochs on the axis, and lines between the stages of P-DARTS."""
     axis.set_title(title, loc="left")
     axis.set_xlabel("epoch")
+    axis.ticklabel_format(axis="y", useOffset=False)
     margin = max(0.5, 0.02 * len(run.history))
     axis.set_xlim(1 - margin, len(run.history) + margin)
     axis.xaxis.get_major_locator().set_params(integer=True)

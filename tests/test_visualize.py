@@ -19,6 +19,7 @@ from PIL import Image
 import genotypes
 import utils
 import visualize
+from figure import figure1, figure2
 from genotypes import PRIMITIVES, Genotype
 
 EDGES = visualize.edge_list()
@@ -481,3 +482,34 @@ def test_the_module_runs_as_a_program(tmp_path):
     root = Path(visualize.__file__).parent
     shown = subprocess.run([sys.executable, "visualize.py", "--help"], cwd=root, capture_output=True, text=True)
     assert shown.returncode == 0 and "report.html" in shown.stdout
+
+
+# The figures of figure/
+
+
+def test_figure1_groups_seeds_and_keeps_what_it_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(figure1, "FOLDER", tmp_path)
+    for seed in range(2):
+        search_run(tmp_path / f"run{seed}", epochs=4 + seed, seed=seed)
+    pairs = [f"static-{seed}={tmp_path / f'run{seed}'}" for seed in range(2)]
+    figure1.main(figure1.get_parser().parse_args(["--add", pairs[0], "--add", pairs[1], "--out", str(tmp_path / "f")]))
+    assert (tmp_path / "f.svg").is_file() and (tmp_path / "f.png").is_file()
+    found = figure1.groups(sorted((tmp_path / "data").iterdir()))
+    assert list(found) == ["static"] and [len(accuracies) for _, accuracies in found["static"]] == [4, 5]
+    run = visualize.load_run(tmp_path / "run1")
+    assert found["static"][1][0][2] == visualize.distance(run.genotypes[2], run.genotypes[3])
+    assert len(figure1.draw(found).axes[1].lines[0].get_xdata()) == 4
+
+
+def test_figure1_without_runs_says_how_to_keep_some(tmp_path, monkeypatch):
+    monkeypatch.setattr(figure1, "FOLDER", tmp_path)
+    with pytest.raises(utils.UserError, match="--add"):
+        figure1.main(figure1.get_parser().parse_args([]))
+
+
+def test_figure2_shows_a_subspace_of_28_operations_and_a_genotype():
+    space = figure2.simulate()
+    counted = space.active["normal"] & space.counted
+    assert counted.sum() == 28 and counted.any(axis=1).all() and (~space.available["normal"]).sum() == 28
+    texts = [text.get_text() for text in figure2.draw().texts]
+    assert {"1  Space", "2  UCB score", "3  Subspace", "4  Search", "5  Saliency", "6  Genotype"} <= set(texts)
