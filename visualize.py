@@ -269,9 +269,9 @@ class Run:
 
     folder: Path
     kind: str
-    script: str
     command: str
     args: dict
+    versions: dict
     history: list[dict]
     timing: list[dict]
     genotype: Genotype | None
@@ -320,10 +320,10 @@ def load_run(folder: str | Path) -> Run:
         found = [genotypes.load(line["genotype"]) for line in history] if kind != "retrain" else []
         file = folder / "genotype.txt"
         genotype = genotypes.load(file) if file.is_file() else found[-1] if found else None
-        args, script = dict(info["args"]), str(info["script"])
+        args, versions = dict(info["args"]), dict(info.get("versions", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise utils.UserError(f"{folder} cannot be read: {error!r}") from None
-    return Run(folder, kind, script, info.get("command", ""), args, history, timing, genotype, found)
+    return Run(folder, kind, info.get("command", ""), args, versions, history, timing, genotype, found)
 
 
 def _lines(path: Path) -> list[dict]:
@@ -675,14 +675,28 @@ def _inline(svg: str, label: str) -> str:
     return head + rest
 
 
+MOBILE = (
+    "--data .data/imagenet --init_channels 46 --layers 14 --batch_size 1024 --epochs 250 --learning_rate 0.5"
+    " --weight_decay 3e-5 --lr_scheduler linear --warmup_epochs 5 --label_smooth 0.1 --drop_path_prob 0"
+)
+
+
 def retrain_command(run: Run) -> str:
-    """The command that trains the genotype of a search from scratch, as the papers do it."""
-    folder = shlex.quote(str(run.folder))
+    """The command that trains the genotype of a search from scratch, with the settings of the papers."""
+    given = run.args
     if run.kind == "pdarts":
-        data = run.args.get("tmp_data_dir", "DIR")
-        cifar100 = " --cifar100" if run.args.get("cifar100") else ""
-        return f"python train_cifar.py --tmp_data_dir {shlex.quote(str(data))} --auxiliary --arch {folder}{cifar100}"
-    return f"python retrain.py --dataset {shlex.quote(str(run.args.get('dataset', 'cifar10')))} --arch {folder}"
+        parts = ["python train_cifar.py --tmp_data_dir", shlex.quote(str(given.get("tmp_data_dir", "DIR")))]
+        parts += ["--cifar100"] if given.get("cifar100") else []
+    else:
+        dataset = str(given.get("dataset", "cifar10"))
+        parts = ["python retrain.py --dataset", shlex.quote(dataset)]
+        if dataset == "imagenet":
+            parts.append(MOBILE)
+        else:
+            flags = {"data": ".data", "image_size": None}  # and their defaults
+            parts += [f"--{k} {shlex.quote(str(given[k]))}" for k, v in flags.items() if given.get(k, v) != v]
+            parts.append("--cutout")
+    return " ".join([*parts, "--auxiliary --arch", shlex.quote(str(run.folder))])
 
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
@@ -732,10 +746,10 @@ def _page(run: Run, sections: list[tuple[str, str, str]]) -> str:
         parts.append(f"<section><h2>{title}</h2><figure>{figure}<figcaption>{caption}</figcaption></figure></section>")
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in sorted(run.args.items())
+        for name, value in [*sorted(run.args.items()), *run.versions.items()]
     )
     parts.append(_copyable("Command of this run", "", run.command))
-    parts.append(f"<details><summary>All arguments</summary><table>{rows}</table></details>")
+    parts.append(f"<details><summary>All arguments, and versions</summary><table>{rows}</table></details>")
     title = html.escape(f"{run.name}: {kind}")
     return PAGE.replace("TITLE", title).replace("BODY", "\n".join(parts))
 

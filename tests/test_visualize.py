@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -409,17 +410,30 @@ def test_the_report_is_whole_and_fetches_nothing(runs, reports, kind):
     assert "http" not in re.sub(r"data:[^\"]*", "", reports[kind]) and "@import" not in reports[kind]
     run = visualize.load_run(runs[kind])
     assert str(run.genotype) in page.text and run.command in page.text
-    for name, value in run.args.items():
+    for name, value in (run.args | run.versions).items():
         assert name in page.text and str(value) in page.text
     assert all(color not in reports[kind].split("</style>", 1)[1] for color in (visualize.INK, visualize.LINE))
 
 
 def test_the_report_says_how_to_retrain(runs, reports):
-    assert f"python retrain.py --dataset cifar10 --arch {runs['ddsas']}" in Page(reports["ddsas"]).text
-    assert (
-        f"python train_cifar.py --tmp_data_dir data --auxiliary --arch {runs['pdarts']}" in Page(reports["pdarts"]).text
-    )
+    expected = f"python retrain.py --dataset cifar10 --cutout --auxiliary --arch {runs['ddsas']}"
+    assert expected in Page(reports["ddsas"]).text
+    expected = f"python train_cifar.py --tmp_data_dir data --auxiliary --arch {runs['pdarts']}"
+    assert expected in Page(reports["pdarts"]).text
     assert "Train it from scratch" not in reports["retrain"]
+
+
+def test_retrain_understands_the_command_of_the_report(runs):
+    retrain = pytest.importorskip("retrain")
+    run = visualize.load_run(runs["ddsas"])
+    own_images = {"dataset": "folder", "data": "my images", "image_size": 48}
+    for changes in ({}, own_images, {"dataset": "imagenet", "data": ".data/split"}):
+        run.args = run.args | changes
+        words = shlex.split(visualize.retrain_command(run))
+        args = retrain.get_parser().parse_args(words[2:])
+        assert words[:2] == ["python", "retrain.py"] and args.auxiliary and args.arch == str(runs["ddsas"])
+        assert args.dataset == run.args["dataset"]
+        assert args.data == {"folder": "my images", "imagenet": ".data/imagenet"}.get(args.dataset, ".data")
 
 
 def test_text_of_a_run_is_text_in_the_report(reports):
