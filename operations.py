@@ -306,33 +306,28 @@ def convolve(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, dilation: int) -> Tensor:
     """dw[c, 0, i, j] = sum over images and pixels of dy[p] x[p + dilation * (i - k//2, j - k//2)].
 
-    oneDNN is fast for kernels up to three columns wide without dilation. A kernel dilated by 2 meets, from each of the
-    four classes of pixels of equal parity, only pixels of that class: the classes become images of their own. A kernel
-    of five columns is three columns and one on either side, read from the image shifted by two.
+    oneDNN is fast for kernels of three columns without dilation, of any height. Rows apart are rows of a taller kernel.
+    Columns d apart are neighbours when d adjacent columns are taken as one with d times the channels, which is a view of
+    a channels_last tensor; and a kernel of five columns is three neighbours and three columns twice as far apart.
     """
-    if dilation == 2:
-        if x.shape[2] % 2 or x.shape[3] % 2:
-            x, dy = (F.pad(t, (0, t.shape[3] % 2, 0, t.shape[2] % 2)) for t in (x, dy))
-        x, dy = parity_classes(x), parity_classes(dy)
-    k = weight.shape[-1]
-    if k == 3:
-        return columns_gradient(x, dy, k, 3)
-    left, right = (columns_gradient(F.pad(x, (s, -s)), dy, k, 1) for s in (2, -2))
-    return torch.cat([left, columns_gradient(x, dy, k, 3), right], dim=3)
+    k, height, width = weight.shape[-1], dilation * (weight.shape[-1] - 1) + 1, dilation * (weight.shape[-1] // 2)
+    H, W = x.shape[2:]
+    if H < height or W % width:
+        x, dy = (F.pad(t, (0, -W % width, 0, max(0, height - H))) for t in (x, dy))
+    near = three_columns_gradient(x, dy, height, dilation)
+    if k == 5:
+        far = three_columns_gradient(x, dy, height, 2 * dilation)
+        near = torch.stack([far[..., 0], *near.unbind(-1), far[..., 2]], dim=-1)
+    return near[:, :, ::dilation]
 
 
-def parity_classes(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (4N, C, H/2, W/2), channels_last: pixels of equal row and column parity form an image."""
+def three_columns_gradient(x: Tensor, dy: Tensor, height: int, apart: int) -> Tensor:
+    """The gradient (C, 1, height, 3) of a depthwise kernel whose columns lie ``apart``; x and dy (N, C, H, W)."""
     N, C, H, W = x.shape
-    x = x.view(N, C, H // 2, 2, W // 2, 2).permute(3, 5, 0, 2, 4, 1).reshape(4 * N, H // 2, W // 2, C)
-    return x.permute(0, 3, 1, 2)
-
-
-def columns_gradient(x: Tensor, dy: Tensor, height: int, width: int) -> Tensor:
-    """The gradient of a depthwise kernel of this height and width; x and dy (N, C, H, W)."""
-    C = x.shape[1]
-    kernel = x.new_empty(C, 1, height, width)  # its shape is all that is used
-    padding = [height // 2, width // 2]
-    return torch.ops.aten.convolution_backward(
-        dy, x, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], C, [False, True, False]
+    x, dy = (t.permute(0, 2, 3, 1).reshape(N, H, W // apart, -1).permute(0, 3, 1, 2) for t in (x, dy))
+    kernel = x.new_empty(x.shape[1], 1, height, 3)  # its shape is all that is used
+    padding = [height // 2, 1]
+    gradient = torch.ops.aten.convolution_backward(
+        dy, x, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], x.shape[1], [False, True, False]
     )[1]
+    return gradient.view(apart, C, 1, height, 3).sum(0)
