@@ -522,10 +522,11 @@ def write_tensorboard(run: Run, line: dict) -> None:
         for kind, values in line.get(name, {}).items():
             heat = np.kron(np.array(values), np.ones((16, 16)))
             board.add_image(f"{name} {kind}", heat / max(heat.max(), 1e-12), epoch, dataformats="HW")
-    import visualize  # matplotlib is slow to import, and only needed here
+    if "genotype" in line:  # retraining has but one
+        import visualize  # matplotlib is slow to import, and only needed here
 
-    if (picture := visualize.cell_image(genotypes.parse(line["genotype"]))) is not None:
-        board.add_image("cells", picture, epoch, dataformats="HWC")
+        if (picture := visualize.cell_image(genotypes.parse(line["genotype"]))) is not None:
+            board.add_image("cells", picture, epoch, dataformats="HWC")
     board.flush()
 
 

@@ -1,0 +1,39 @@
+# Sourced by the scripts of this folder: goes to the project's root and sets PYTHON to an interpreter that has what
+# REQUIREMENTS list (requirements.txt by default): the current python3 if it has, otherwise .venv, made when missing.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+REQUIREMENTS=${REQUIREMENTS:-requirements.txt}
+
+satisfied() { # does this python have every NAME>=VERSION of the requirements?
+    "$1" - $REQUIREMENTS <<'PYTHON' 2>/dev/null
+import re, sys
+from importlib.metadata import version
+
+def numbers(text):
+    return [int(n) for n in re.findall(r"\d+", text.split("+")[0])[:3]]
+
+assert sys.version_info >= (3, 10)
+for path in sys.argv[1:]:
+    for line in open(path):
+        if line.strip() and not line.startswith("#"):
+            name, low = line.strip().split(">=")
+            assert numbers(version(name)) >= numbers(low)
+PYTHON
+}
+
+if [ -x .venv/bin/python ]; then
+    PYTHON=$PWD/.venv/bin/python
+else
+    PYTHON=$(command -v python3 || command -v python) || { echo "Python 3.10 or newer is needed" >&2; exit 1; }
+fi
+if ! satisfied "$PYTHON"; then
+    if [ ! -x .venv/bin/python ]; then
+        echo "making .venv with $("$PYTHON" --version): $PYTHON lacks something of $REQUIREMENTS"
+        "$PYTHON" -m venv .venv || { echo "python3 -m venv failed (on Debian: apt install python3-venv)" >&2; exit 1; }
+        PYTHON=$PWD/.venv/bin/python
+    fi
+    echo "installing into .venv: $REQUIREMENTS (some GB with PyTorch, a few minutes)"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' $REQUIREMENTS) ||
+        { echo "pip could not install $REQUIREMENTS; is there a network?" >&2; exit 1; }
+fi
+export PYTHON
