@@ -39,20 +39,8 @@ def main(args: argparse.Namespace) -> Path:
     run = open_run(args, "search.py", f"search-{args.dataset}-{args.space_config}")
     check(args, device)
     utils.set_seed(args.seed)
-    train, valid, info = data.search_data(
-        args.dataset,
-        args.data,
-        batch_size=args.batch_size,
-        train_portion=args.train_portion,
-        seed=args.seed,
-        cutout=args.cutout_length if args.cutout else 0,
-        device=device,
-        image_size=args.image_size,
-        workers=args.workers,
-        rank=rank,
-        world_size=world_size,
-        bad_images=args.bad_images,
-    )
+    common = data_arguments(args, device, rank, world_size)
+    train, valid, info = data.search_data(**common, train_portion=args.train_portion)
     search = Search(args, info, device)
     if state := run.load():
         search.load_state_dict(state)
@@ -61,25 +49,7 @@ def main(args: argparse.Namespace) -> Path:
         f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
         f" {args.space_config} space, {args.dss_max_ops} active operations, moved every {args.dss_freq} steps; {device}"
     )
-    with Stop() as stop:
-        while search.epoch < args.epochs:
-            started, first_step = time.time(), search.step
-            search.start_epoch(run)
-            train_epoch(search, train, valid, run, stop)
-            line = finish_epoch(search, valid, run)
-            run.history(line)
-            seconds = time.time() - started
-            run.timing(
-                {
-                    "epoch": search.epoch,
-                    "seconds": round(seconds, 2),
-                    "images_per_second": round((len(train) - first_step) * args.batch_size * world_size / seconds, 1),
-                    "peak_memory_mb": round(utils.peak_memory_mb(device)),
-                }
-            )
-            write_tensorboard(run, line)
-            search.next_epoch()
-            run.checkpoint(search.state_dict())
+    run_epochs(search, args.epochs, finish_epoch, train, valid, run)
     genotype = search.space.genotype()
     run.genotype(str(genotype))
     run.log(f"genotype: {genotype}")
@@ -91,11 +61,56 @@ def main(args: argparse.Namespace) -> Path:
     return run.folder
 
 
+def data_arguments(args: argparse.Namespace, device: torch.device, rank: int, world_size: int) -> dict:
+    """What the functions of data.py that open a dataset are told by the arguments all scripts have."""
+    return dict(
+        name=args.dataset,
+        root=args.data,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        cutout=args.cutout_length if args.cutout else 0,
+        device=device,
+        image_size=args.image_size,
+        workers=args.workers,
+        rank=rank,
+        world_size=world_size,
+        bad_images=args.bad_images,
+    )
+
+
+def run_epochs(search, epochs: int, finish_epoch, train: data.Loader, valid: data.Loader, run: Run) -> None:
+    """All epochs that are left, each with its line of history and its checkpoint.
+
+    ``search`` is a `Search` or that of train_search.py: both have what this loop and `train_epoch` ask for.
+    """
+    with Stop() as stop:
+        while search.epoch < epochs:
+            started, first_step = time.time(), search.step
+            search.start_epoch(run)
+            train_epoch(search, train, valid, run, stop)
+            line = finish_epoch(search, valid, run)
+            run.history(line)
+            seconds, images = time.time() - started, (len(train) - first_step) * search.args.batch_size
+            run.timing(
+                {key: line[key] for key in ("stage", "epoch") if key in line}
+                | {
+                    "seconds": round(seconds, 2),
+                    "images_per_second": round(images * utils.world_size() / seconds, 1),
+                    "peak_memory_mb": round(utils.peak_memory_mb(search.device)),
+                }
+            )
+            write_tensorboard(run, line)
+            search.next_epoch()
+            run.checkpoint(search.state_dict())
+
+
 # ---- the loop of one epoch -----------------------------------------------------------------------------------------
 
 
 class Search:
     """All that changes during a search, and so all that a checkpoint holds."""
+
+    trains_architecture = True
 
     def __init__(self, args: argparse.Namespace, info: data.Info, device: torch.device) -> None:
         self.args, self.device = args, device
@@ -179,8 +194,11 @@ class Search:
         return self.architecture.weights(active, self.args.saliency_type, not self.args.no_norm, tau)
 
     @torch.no_grad()
-    def move_subspace(self) -> None:
-        """Every dss_freq steps update the bandit and sample a subspace; before epoch `begin` a random one each step."""
+    def move_subspace(self) -> dict[str, list[list[int]]]:
+        """Every dss_freq steps update the bandit and sample a subspace; before epoch `begin` a random one each step.
+
+        Returns the active operations.
+        """
         args, before = self.args, {kind: active.copy() for kind, active in self.space.active.items()}
         if self.epoch < args.begin:
             self.space.sample_random(self.rng)
@@ -192,33 +210,41 @@ class Search:
             else:
                 self.space.sample()
         else:
-            return
+            return self.space.active_ops()
         if self.step % args.dss_freq == 0:  # what the run folder remembers
             changed = sum(int((before[kind] != self.space.active[kind]).sum()) for kind in CELL_TYPES)
             active = {kind: bits(self.space.active[kind]) for kind in CELL_TYPES}
             self.samplings.append({"step": self.step, "active": active, "changed": changed})
+        return self.space.active_ops()
 
 
 def train_epoch(search: Search, train: data.Loader, valid: data.Loader, run: Run, stop: Stop) -> None:
-    """One epoch, from search.step on: move the subspace, train alpha and beta, train the weights (section 4)."""
+    """One epoch, from search.step on: move the subspace, train alpha and beta, train the weights (section 4).
+
+    P-DARTS passes here too: its subspace stays as it is, and in some epochs only the weights are trained.
+    """
     args, epoch, started = search.args, search.epoch, time.time()
-    batches = zip(train.epoch(epoch, search.step), valid.random(epoch, search.step), strict=False)
-    bar = progress(batches, args.quiet, desc=f"epoch {epoch}", total=len(train), initial=search.step)
+    valid_batches = valid.random(epoch, search.step)
+    bar = progress(
+        train.epoch(epoch, search.step), args.quiet, desc=f"epoch {epoch}", total=len(train), initial=search.step
+    )
     watch, first = Watch(search.device, epoch), search.step
     search.network.train()
-    for (x, y), (x_valid, y_valid) in bar:
-        search.move_subspace()
-        active = search.space.active_ops()
+    for x, y in bar:
+        active = search.move_subspace()
+        arch_norm = None
 
         # alpha and beta on the validation half (Adam)
-        with autocast(args, search.device):
-            weights = search.weights(active, search.tau)
-            if args.unrolled:
-                loss, logits = unrolled_backward(search, weights, active, (x, y), (x_valid, y_valid))
-            else:
-                loss, logits = architecture_backward(search.network, weights, active, x_valid, y_valid)
-        arch_norm = architecture_step(search.architecture, search.arch_optimizer, args.arch_grad_clip)
-        search.arch_average.add(loss, logits, y_valid)
+        if search.trains_architecture:
+            x_valid, y_valid = next(valid_batches)
+            with autocast(args, search.device):
+                weights = search.weights(active, search.tau)
+                if args.unrolled:
+                    loss, logits = unrolled_backward(search, weights, active, (x, y), (x_valid, y_valid))
+                else:
+                    loss, logits = architecture_backward(search.network, weights, active, x_valid, y_valid)
+            arch_norm = architecture_step(search.architecture, search.arch_optimizer, args.arch_grad_clip)
+            search.arch_average.add(loss, logits, y_valid)
 
         # the weights on the training half (SGD)
         with autocast(args, search.device), torch.no_grad():
@@ -578,6 +604,21 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     utils.add_run_arguments(parser)
 
 
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of both searches, DDSAS and P-DARTS."""
+    group = parser.add_argument_group("training of the architecture")
+    group.add_argument("--unrolled", action="store_true", help="second-order architecture gradient (DARTS), 3x slower")
+    group.add_argument("--arch_learning_rate", type=number(float, 0), default=3e-4, help="of Adam")
+    group.add_argument("--arch_weight_decay", type=number(float, 0), default=1e-3)
+    group.add_argument(
+        "--arch_grad_clip", type=number(float, 0), default=0.0, help="norm per parameter; 0: no clipping"
+    )
+    group.add_argument("--train_portion", type=float, default=0.5, help="of the training images, for the weights")
+    group.add_argument("--learning_rate_min", type=number(float, 0), default=0.001, help="of SGD, after the last epoch")
+    group.add_argument("--drop_path_prob", type=number(float, 0, below=1), default=0.0,
+                       help="kept from the published commands; the supernet has no drop path")  # fmt: skip
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(__doc__)
     group = parser.add_argument_group("dynamic subspace")
@@ -595,17 +636,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--gumbel", action="store_true", help="Gumbel softmax; tau falls from tau_max to tau_min")
     group.add_argument("--tau_min", type=number(float, 1e-3), default=0.1)
     group.add_argument("--tau_max", type=number(float, 1e-3), default=10.0)
-    group.add_argument("--unrolled", action="store_true", help="second-order architecture gradient (DARTS), 3x slower")
-    group.add_argument("--arch_learning_rate", type=number(float, 0), default=3e-4, help="of Adam on alpha and beta")
-    group.add_argument("--arch_weight_decay", type=number(float, 0), default=1e-3)
-    group.add_argument(
-        "--arch_grad_clip", type=number(float, 0), default=0.0, help="norm per parameter; 0: no clipping"
-    )
-    group = parser.add_argument_group("schedule")
-    group.add_argument("--learning_rate_min", type=number(float, 0), default=0.001, help="of SGD, after the last epoch")
-    group.add_argument("--train_portion", type=float, default=0.5, help="of the training images, for the weights")
-    group.add_argument("--drop_path_prob", type=number(float, 0, below=1), default=0.0,
-                       help="kept from the published commands; the supernet has no drop path")  # fmt: skip
+    add_search_arguments(parser)
     add_common_arguments(parser)
     return parser
 

@@ -1,16 +1,248 @@
-"""P-DARTS search (Chen et al., ICCV 2019): three stages over ever deeper supernets and ever fewer operations."""
+"""P-DARTS: search in three stages over ever deeper supernets and ever fewer operations (Chen et al., ICCV 2019).
+
+    python train_search.py --tmp_data_dir .data --save logs/ --add_layers 6 --add_layers 12 \\
+        --dropout_rate 0.1 --dropout_rate 0.4 --dropout_rate 0.7 --note try       # CIFAR-10, the published settings
+    python train_search.py ... --cifar100                                         # or --dataset fashion_mini, ...
+    python train_search.py --resume logs/search-try-TIME                          # go on with a run that was stopped
+
+The run folder is that of search.py; genotypes.txt beside genotype.txt has the cells with ever fewer skip connections.
+"""
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import math
+import time
+from pathlib import Path
+
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from genotypes import NODES, Genotype
+import data
+import utils
+from genotypes import EDGES, NODES, PRIMITIVES, Genotype
+from model_search import CELL_TYPES, Network
+from search import (
+    add_common_arguments,
+    add_search_arguments,
+    autocast,
+    check_common,
+    check_finite,
+    data_arguments,
+    entropy,
+    learning_rate,
+    run_epochs,
+    set_learning_rate,
+    stem_for,
+    validate,
+    warmed_up,
+)
+from utils import Average, Run, UserError, number
 
-CELLS = ("normal", "reduce")
+STAGES = 3
+VALIDATED = 5  # epochs at the end of each stage
+
 Candidates = dict[str, list[list[str]]]  # cell type -> for each of the 14 edges its primitives that are still on
 Alphas = dict[str, np.ndarray]  # cell type -> 14 x n, for the n candidates of each edge
 Table = list[dict[str, float]]  # for each of the 14 edges of a cell: primitive -> probability
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Run the three stages that the arguments describe; returns the run folder."""
+    device = utils.device_of(args)
+    rank, world_size = utils.start_distributed(device)
+    check(args, device)
+    run = open_prefixed_run(args)
+    utils.set_seed(args.seed)
+    common = data_arguments(args, device, rank, world_size)
+    train, valid, info = data.search_data(**common, train_portion=args.train_portion)
+    search = Search(args, info, device)
+    if state := run.load():
+        search.load_state_dict(state)
+    run.log(
+        f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
+        f" {STAGES} stages of {args.epochs} epochs; {device}"
+    )
+    run_epochs(search, STAGES * args.epochs, finish_epoch, train, valid, run)
+    genotype = restrict(search, run)
+    run.genotype(str(genotype))
+    run.log(f"genotype: {genotype}")
+    run.log(f"retrain it with: python train_cifar.py --dataset {args.dataset} --arch {run.folder} --auxiliary")
+    run.close()
+    return run.folder
+
+
+# ---- a search and its epochs ----------------------------------------------------------------------------------------
+
+
+class Search:
+    """All that changes during a search, and so all that a checkpoint holds; what search.train_epoch works on.
+
+    ``epoch`` counts through all stages. A stage has a supernet, alpha and optimizers of its own.
+    """
+
+    tau = None  # no Gumbel softmax
+
+    def __init__(self, args: argparse.Namespace, info: data.Info, device: torch.device) -> None:
+        self.args, self.info, self.device = args, info, device
+        self.epoch = self.step = 0
+        self.candidates: Candidates = {cell: [list(PRIMITIVES)] * EDGES for cell in CELL_TYPES}
+        self.train_average, self.arch_average = Average(device), Average(device)
+        self.build_stage()
+
+    @property
+    def stage(self) -> int:
+        return min(self.epoch // self.args.epochs, STAGES - 1)
+
+    @property
+    def epoch_of_stage(self) -> int:
+        return self.epoch - self.stage * self.args.epochs
+
+    @property
+    def trains_architecture(self) -> bool:
+        """False in the first epochs of a stage, which train the weights alone."""
+        return self.epoch_of_stage >= self.args.eps_no_arch
+
+    def build_stage(self) -> None:
+        """The supernet of this stage with the ops that are still on, fresh alpha, 1e-3 * N(0, 1), fresh optimizers."""
+        args, stage = self.args, self.stage
+        channels = args.init_channels + values_of(args.add_width, STAGES * [0])[stage]
+        layers = args.layers + [0, *values_of(args.add_layers, [6, 12])][stage]
+        stem = stem_for(self.info, args.dataset)
+        self.network = Network(channels, self.info.num_classes, layers, self.candidates, stem).to(self.device)
+        num_ops = len(self.candidates["normal"][0])
+        self.architecture = nn.ParameterDict({cell: 1e-3 * torch.randn(EDGES, num_ops) for cell in CELL_TYPES})
+        self.architecture.to(self.device)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay
+        )
+        self.arch_optimizer = torch.optim.Adam(
+            self.architecture.parameters(),
+            args.arch_learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=args.arch_weight_decay,
+        )
+
+    def state_dict(self) -> dict:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "candidates": self.candidates,
+            "state_dict": self.network.state_dict(),
+            "architecture": self.architecture.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "arch_optimizer": self.arch_optimizer.state_dict(),
+            "averages": [self.train_average.sums, self.arch_average.sums],
+            "rng": utils.rng_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        for key in ("epoch", "step", "candidates"):
+            setattr(self, key, state[key])
+        self.build_stage()
+        self.network.load_state_dict(state["state_dict"])
+        self.architecture.load_state_dict(state["architecture"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.arch_optimizer.load_state_dict(state["arch_optimizer"])
+        for average, sums in zip((self.train_average, self.arch_average), state["averages"], strict=True):
+            average.sums.copy_(sums)
+        utils.set_rng_state(state["rng"])
+
+    def start_epoch(self, run: Run) -> None:
+        """Set the learning rate, a cosine over the stage, and the dropout of the skip connections."""
+        args, epoch = self.args, self.epoch_of_stage
+        lr = learning_rate(epoch, args.epochs, args.learning_rate, args.learning_rate_min)
+        batch = args.batch_size * utils.world_size()
+        set_learning_rate(self.optimizer, warmed_up(lr, epoch, args.warmup_epochs, batch))
+        rate = values_of(args.dropout_rate, STAGES * [0.0])[self.stage]
+        self.network.skip_dropout = skip_dropout(epoch, args.epochs, args.eps_no_arch, rate)
+        if epoch == self.step == 0:
+            run.log(
+                f"stage {self.stage + 1} of {STAGES}, epochs {self.epoch} to {self.epoch + args.epochs - 1}:"
+                f" {len(self.network.cells)} cells, {self.architecture['normal'].shape[1]} operations per edge,"
+                f" dropout {rate} behind skip connections"
+            )
+
+    def next_epoch(self) -> None:
+        """Go on to the next epoch; after the last of a stage drop candidates and build the next stage's supernet."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.train_average, self.arch_average = Average(self.device), Average(self.device)
+        if self.epoch_of_stage == 0:
+            kept = self.args.num_to_keep[self.stage - 1]
+            num_drop = self.architecture["normal"].shape[1] - kept
+            self.candidates = drop_candidates(self.candidates, self.alphas(), num_drop)
+            self.build_stage()
+
+    def alphas(self) -> Alphas:
+        return {cell: alpha.detach().cpu().numpy() for cell, alpha in self.architecture.items()}
+
+    def move_subspace(self) -> None:
+        """All candidates are active at every step."""
+
+    def weights(self, active: None = None, tau: None = None) -> dict[str, Tensor]:
+        """softmax(alpha) over the candidates of each edge."""
+        return {cell: alpha.softmax(dim=-1) for cell, alpha in self.architecture.items()}
+
+
+def skip_dropout(epoch: int, epochs: int, eps_no_arch: int, rate: float) -> float:
+    """Probability of the dropout behind skip connections in an epoch of a stage (P-DARTS, section 3.3).
+
+    It falls linearly while only weights train, and is reset and falls exponentially afterwards.
+    """
+    if epoch < eps_no_arch:
+        return rate * (epochs - epoch - 1) / epochs
+    return rate * math.exp(-(epoch - eps_no_arch) * 0.2)
+
+
+def finish_epoch(search: Search, valid: data.Loader, run: Run) -> dict:
+    """Validate in the last epochs of a stage, log, write the current genotype; returns the epoch's line of history."""
+    metrics = None
+    if search.epoch_of_stage >= search.args.epochs - VALIDATED:
+        with torch.no_grad(), autocast(search.args, search.device):
+            weights = search.weights()
+            metrics = validate(search.network, valid, lambda x: search.network(x, weights, None), search.device)
+        check_finite(search.epoch, "validation", loss=metrics.loss)
+    utils.assert_same(dict(search.architecture.named_parameters()))
+    train, arch = search.train_average.read(), search.arch_average.read()
+    genotype = derive(search.candidates, search.alphas())
+    run.genotype(str(genotype))
+    text = f"; validation loss {metrics.loss:.4f}, accuracy {metrics.top1:.2f} %" if metrics else ""
+    run.log(f"epoch {search.epoch}: train loss {train.loss:.4f}, accuracy {train.top1:.2f} %{text}")
+    run.log(f"epoch {search.epoch}: {genotype}")
+    return {
+        "stage": search.stage,
+        "epoch": search.epoch,
+        "lr": search.optimizer.param_groups[0]["lr"],
+        "dropout": search.network.skip_dropout,
+        "train_loss": train.loss,
+        "train_acc": train.top1,
+        "arch_loss": arch.loss if search.trains_architecture else None,
+        "valid_loss": metrics and metrics.loss,
+        "valid_acc": metrics and metrics.top1,
+        "candidates": search.candidates,
+        "probabilities": {cell: p.tolist() for cell, p in search.weights().items()},
+        "genotype": str(genotype),
+        "alpha_entropy": {cell: entropy(alpha) for cell, alpha in search.architecture.items()},
+    }
+
+
+def restrict(search: Search, run: Run) -> Genotype:
+    """Write the genotypes with ever fewer skip connections to genotypes.txt; returns the first with few enough."""
+    genotype, alphas = derive(search.candidates, search.alphas()), search.alphas()
+    lines, best = [f"unrestricted {genotype}"], genotype
+    for most, restricted in restrict_skips(search.candidates, alphas).items():
+        lines.append(f"M={most} {restricted}")
+        if count_skips(best) > search.args.max_skips:
+            best = restricted
+    for line in lines:
+        run.log(line)
+    if count_skips(best) > search.args.max_skips:
+        run.log(f"warning: the candidates allow no fewer than {count_skips(best)} skip connections", always=True)
+    if utils.is_main():
+        utils.write_whole(run.folder / "genotypes.txt", "\n".join(lines) + "\n")
+    return best
 
 
 # ---- From alpha to a genotype: pure functions. Of equal probabilities the earlier one always goes first. ----
@@ -23,7 +255,7 @@ def drop_candidates(candidates: Candidates, alphas: Alphas, num_drop: int, drop_
     ValueError if an edge would keep no operation.
     """
     kept = {}
-    for cell in CELLS:
+    for cell in CELL_TYPES:
         kept[cell] = []
         for names, p in zip(candidates[cell], probabilities(candidates[cell], alphas[cell]), strict=True):
             if not 0 <= num_drop < len(names):
@@ -108,3 +340,80 @@ def derive_cell(table: Table) -> list[tuple[str, int]]:
         raise ValueError("an edge has no candidate besides none: keep at least two operations until the end")
     sources = [source for node in range(NODES) for source in range(2 + node)]  # of the 14 edges
     return [(op, sources[edge]) for edge, op in edges]
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def open_prefixed_run(args: argparse.Namespace) -> Run:
+    """A new run folder, --save + search-NOTE-TIME, or the one that --resume names."""
+    folder = Path(f"{args.save}search-{args.note}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if args.resume:
+        return Run.resume(args.resume, args, "train_search.py", root=folder.parent)
+    return Run.create(folder, args, "train_search.py")
+
+
+def values_of(given: list | None, default: list) -> list:
+    """The values of a repeatable flag, or its default where it was not given."""
+    return default if given is None else given
+
+
+def check(args: argparse.Namespace, device: torch.device) -> None:
+    """UserError for arguments that make no sense together."""
+    for flag, wanted, what in (
+        ("add_layers", STAGES - 1, "one for each stage after the first"),
+        ("add_width", STAGES, "one for each stage"),
+        ("dropout_rate", STAGES, "one for each stage"),
+    ):
+        given = getattr(args, flag)
+        if given is not None and len(given) != wanted:
+            raise UserError(f"--{flag} was given {len(given)} times, expected {wanted}: {what}")
+    kept = [len(PRIMITIVES), *args.num_to_keep]
+    if any(before <= after for before, after in itertools.pairwise(kept)) or kept[-1] != 1:
+        raise UserError(
+            f"--num_to_keep {' '.join(map(str, args.num_to_keep))}: the operations left on an edge after each stage"
+            f" must become fewer, from {len(PRIMITIVES)} down to 1, as 5 3 1"
+        )
+    if args.epochs <= args.eps_no_arch:
+        raise UserError(
+            f"--epochs {args.epochs}: a stage needs more than the --eps_no_arch {args.eps_no_arch} epochs that train"
+            " weights alone, or alpha is never trained"
+        )
+    check_common(args, device)
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = utils.Parser(__doc__)
+    add = parser.add_argument_group("stages").add_argument
+    add("--add_layers", action="append", type=number(int, 0), metavar="N",
+        help="cells more than --layers; given twice, for stages 2 and 3, or not at all: 6 12")  # fmt: skip
+    add("--add_width", action="append", type=number(int, 0), metavar="N",
+        help="channels more than --init_channels; given three times, once per stage, or not at all: 0 0 0")  # fmt: skip
+    add("--dropout_rate", action="append", type=number(float, 0, below=1), metavar="P",
+        help="dropout behind skip connections; given three times, once per stage, or not at all: 0 0 0")  # fmt: skip
+    add("--num_to_keep", nargs=STAGES, type=number(int, 1), default=[5, 3, 1], metavar="N",
+        help="operations left on an edge at the end of each stage")  # fmt: skip
+    add("--eps_no_arch", type=number(int, 0), default=10, metavar="EPOCHS", help="that train weights alone, per stage")
+    add("--max_skips", type=number(int, 0), default=2, metavar="M",
+        help="most skip connections in the normal cell of the recorded genotype")  # fmt: skip
+    add("--tmp_data_dir", dest="data", default=argparse.SUPPRESS, metavar="DIR", help="P-DARTS' name of --data")
+    add("--cifar100", dest="dataset", action="store_const", const="cifar100", default=argparse.SUPPRESS,
+        help="the same as --dataset cifar100")  # fmt: skip
+    add_search_arguments(parser)
+    add_common_arguments(parser)
+    parser.set_defaults(
+        save="logs/",  # a prefix, see open_prefixed_run
+        seed=2,
+        epochs=25,  # per stage
+        batch_size=96,
+        layers=5,
+        learning_rate_min=0.0,
+        arch_learning_rate=6e-4,
+        arch_grad_clip=5.0,
+        drop_path_prob=0.3,
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    utils.cli(main, get_parser())
