@@ -1,0 +1,80 @@
+"""Discovered networks against the published ones; parameters and multiply-adds against the papers' numbers."""
+
+import numpy as np
+import pytest
+import torch
+from golden_arrays import assert_close, golden, load_weights
+
+import genotypes
+from model import NetworkCIFAR, NetworkImageNet, count_multiply_adds, count_parameters, drop_path, mobile_channels
+
+
+@pytest.mark.parametrize("name", ["DDSAS_cifar10", "DDSAS_cifar100", "PDARTS"])
+def test_logits_are_those_of_the_published_network(name):
+    arrays = golden(f"network_{name}.npz")
+    network = NetworkCIFAR(4, 7, 5, False, genotypes.load(name)).eval()
+    load_weights(network, arrays)
+    logits, auxiliary_logits = network(torch.tensor(arrays["x"]))
+    assert auxiliary_logits is None
+    assert_close(logits, arrays["logits"])
+
+
+def test_imagenet_logits_are_those_of_the_published_network():
+    arrays = golden("network_DDSAS_imagenet.npz")
+    network = NetworkImageNet(4, 7, 5, False, genotypes.load("DDSAS_imagenet")).eval()
+    load_weights(network, arrays)
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(int(arrays["x_seed"])))
+    assert_close(network(x)[0], arrays["logits"])
+
+
+@pytest.mark.parametrize(
+    ("network", "C", "classes", "layers", "name", "size", "parameters", "multiply_adds"),
+    [
+        (NetworkCIFAR, 36, 10, 20, "DDSAS_cifar10", 32, 3.6, 568),
+        (NetworkCIFAR, 36, 10, 20, "PDARTS", 32, 3.4, 532),
+        (NetworkImageNet, 46, 1000, 14, "DDSAS_imagenet", 224, 5.3, 581),
+        (NetworkImageNet, 48, 1000, 14, "PDARTS", 224, 4.9, 543),
+    ],
+)
+def test_parameters_are_the_papers(network, C, classes, layers, name, size, parameters, multiply_adds):
+    with torch.device("meta"):
+        net = network(C, classes, layers, True, genotypes.load(name))
+    assert round(count_parameters(net) / 1e6, 1) == parameters
+    assert round(count_multiply_adds(net, size) / 1e6) == multiply_adds
+
+
+def test_mobile_setting_of_ddsas_is_46_channels():
+    assert mobile_channels(genotypes.load("DDSAS_imagenet"), 14) == 46
+
+
+@pytest.mark.parametrize("network", [NetworkCIFAR, NetworkImageNet])
+def test_auxiliary_head_speaks_in_training_only(network):
+    size = 32 if network is NetworkCIFAR else 224
+    net = network(4, 7, 3, True, genotypes.load("DARTS_V2"))
+    x = torch.rand(2, 3, size, size)
+    logits, auxiliary_logits = net(x)
+    assert logits.shape == auxiliary_logits.shape == (2, 7)
+    assert net.eval()(x)[1] is None
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    torch.manual_seed(0)
+    y = drop_path(torch.ones(4000, 2, 3, 3), 0.25)
+    values = y.flatten(1)
+    assert (values == values[:, :1]).all()
+    assert set(values.unique().tolist()) == {0.0, np.float32(1 / 0.75)}
+    assert y.mean() == pytest.approx(1, abs=0.03)
+
+
+def test_drop_path_spares_the_identity_but_not_the_factorized_reduce():
+    """With nearly everything dropped, a cell of skip connections still passes its inputs on at stride 1."""
+    skips = genotypes.Genotype([("skip_connect", 0), ("skip_connect", 1)] * 4, range(2, 6),
+                               [("skip_connect", 0), ("skip_connect", 1)] * 4, range(2, 6))  # fmt: skip
+    net = NetworkCIFAR(4, 7, 3, False, skips)
+    net.drop_path_prob = 1 - 1e-9
+    outputs = {}
+    for layer in (0, 1):
+        net.cells[layer].register_forward_hook(lambda _, __, out, layer=layer: outputs.update({layer: out.x}))
+    net(torch.rand(2, 3, 16, 16))
+    assert outputs[0].abs().sum() > 0
+    assert outputs[1].abs().sum() == 0

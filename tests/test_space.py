@@ -1,0 +1,133 @@
+"""DynamicSpace against the published bandit, and its rules one by one."""
+
+import numpy as np
+import pytest
+import torch
+from golden_arrays import golden
+
+from genotypes import PRIMITIVES, SPACES
+from model_search import CELL_TYPES, Architecture, DynamicSpace
+
+
+def architecture_of(arrays, round_):
+    architecture = Architecture(14, 8).double()
+    with torch.no_grad():
+        for name, parameter in architecture.named_parameters():
+            parameter.copy_(torch.tensor(arrays[name][round_]))
+    return architecture
+
+
+@pytest.mark.parametrize("name", ["static_L14", "static_L28", "static_L56", "expand_L28"])
+def test_forty_rounds_are_those_of_the_published_code(name):
+    arrays = golden(f"space_{name}.npz")
+    space = DynamicSpace(
+        arrays["primitives"].tolist(), max_ops=int(arrays["max_ops"]), confidence=float(arrays["confidence"])
+    )
+    stages = list(SPACES["expand"].expand.values())
+    for round_ in range(40):
+        if name.startswith("expand") and round_ % 8 == 0:
+            space.set_available(stages[round_ // 8])
+        architecture = architecture_of(arrays, round_)
+        raw = architecture.weights(space.active_ops(), norm=False)
+        space.update(
+            {kind: w.detach().numpy() for kind, w in raw.items()},
+            {kind: b.detach().numpy() for kind, b in architecture.betas().items()},
+        )
+        space.sample()
+        for kind in CELL_TYPES:
+            for own, published in (("saliency", "saliency"), ("visits", "opt_steps"), ("ucb", "ucb")):
+                expected = arrays[f"{published}_{kind}"][round_]
+                np.testing.assert_allclose(getattr(space, own)[kind], expected, rtol=1e-6, atol=1e-12)
+            np.testing.assert_array_equal(space.active[kind], arrays[f"active_{kind}"][round_])
+            np.testing.assert_array_equal(space.available[kind], arrays[f"available_{kind}"][round_])
+    assert str(space.genotype()) == str(arrays["genotype"])
+
+
+def test_shrinking_is_that_of_the_published_code():
+    arrays = golden("space_shrink.npz")
+    space = DynamicSpace(arrays["primitives"].tolist())
+    for kind in CELL_TYPES:
+        space.saliency[kind][:] = arrays[f"saliency_{kind}"]
+    for stage in range(3):
+        space.shrink(int(arrays["num"]))
+        for kind in CELL_TYPES:
+            np.testing.assert_array_equal(space.available[kind], arrays[f"available_{kind}"][stage])
+
+
+def test_five_shrinks_leave_42_operations_and_no_edge_empty():
+    space = DynamicSpace(PRIMITIVES)
+    space.saliency["normal"][:3] = 0  # all edges equal: the guard is needed on the first ones
+    space.saliency["normal"][3:] = 1
+    for num in SPACES["shrink"].shrink.values():
+        space.shrink(num)
+    for kind in CELL_TYPES:
+        assert space.available[kind].sum() == 42
+        assert (space.available[kind] & space.counted).any(axis=1).all()
+
+
+def test_none_rides_along_where_it_ranks_above_the_cut():
+    space = DynamicSpace(["a", "none", "b"], num_edges=14, max_ops=15)
+    ucb = space.ucb["normal"]
+    ucb[:] = [0.5, 0.1, 0.4]
+    ucb[0] = [0.5, 0.9, 0.4]  # met before the edge's first operation
+    ucb[1] = [0.5, 0.45, 0.6]  # below the edge's first, above the cut, which is 0.5
+    ucb[2] = [0.5, 0.3, 0.6]  # below the cut
+    space.sample()
+    active = space.active["normal"]
+    assert active[:, [0, 2]].sum() == 15
+    assert active[:3, 1].tolist() == [True, False, False]
+    assert active[1].tolist() == [True, False, True], "edge 1 has the best of the rest: the walk ends there"
+
+
+def test_ties_go_to_the_lower_index():
+    space = DynamicSpace(PRIMITIVES, max_ops=14)
+    space.sample()
+    assert space.active_ops()["normal"] == [[0, 1]] * 14  # `none` is met first, then max_pool_3x3
+    pairs = [("max_pool_3x3", 0), ("max_pool_3x3", 1)] * 4
+    assert space.genotype().normal == pairs and space.genotype().reduce == pairs
+
+
+def test_the_better_edge_comes_first_and_none_never():
+    space = DynamicSpace(PRIMITIVES)
+    space.saliency["normal"][:, 0] = 9  # none
+    space.saliency["normal"][3, 4] = 2  # node 1, source 1
+    space.saliency["normal"][4, 5] = 3  # node 1, source 2
+    space.saliency["normal"][2, 6] = 4  # node 1, source 0: but not available
+    space.available["normal"][2, 6] = False
+    assert space.genotype().normal[2:4] == [("sep_conv_5x5", 2), ("sep_conv_3x3", 1)]
+
+
+def test_random_subspaces_are_subspaces_and_differ():
+    space, rng = DynamicSpace(PRIMITIVES), np.random.default_rng(0)
+    space.shrink(20)
+    seen = set()
+    for _ in range(5):
+        space.sample_random(rng)
+        for kind in CELL_TYPES:
+            active = space.active[kind]
+            assert (active <= space.available[kind]).all() and active[:, 1:].sum() == 28
+            assert active[:, 1:].any(axis=1).all()
+        seen.add(space.active["normal"].tobytes())
+    assert len(seen) == 5
+
+
+def test_fewer_than_one_operation_per_edge_is_refused():
+    with pytest.raises(ValueError, match="at least 14"):
+        DynamicSpace(PRIMITIVES, max_ops=13)
+
+
+def test_state_survives_the_round_trip():
+    space, rng = DynamicSpace(PRIMITIVES), np.random.default_rng(0)
+    for _ in range(3):
+        space.update(
+            *({kind: rng.random((14, 8)) for kind in CELL_TYPES} for _ in range(2)),
+        )
+        space.sample()
+    other = DynamicSpace(PRIMITIVES)
+    other.load_state_dict(space.state_dict())
+    for name in DynamicSpace.ARRAYS:
+        for kind in CELL_TYPES:
+            np.testing.assert_array_equal(getattr(space, name)[kind], getattr(other, name)[kind])
+    assert other.total == 4
+    with pytest.raises(ValueError, match="saved space"):
+        DynamicSpace(PRIMITIVES[:5]).load_state_dict(space.state_dict())

@@ -1,0 +1,134 @@
+"""The supernet and its architecture parameters against the published ones."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_arrays import active_lists, assert_close, golden, load_weights
+
+from genotypes import PRIMITIVES, SPACES
+from model_search import CELL_TYPES, Architecture, Network, masked_softmax
+from operations import OPS
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("simple_norm", {}),
+        ("simple_raw", {"norm": False}),
+        ("all_norm", {"saliency_type": "all"}),
+    ],
+)
+def test_logits_and_gradients_are_those_of_the_published_supernet(name, options):
+    arrays = golden(f"supernet_{name}.npz")
+    network, architecture = Network(4, 10, 3, PRIMITIVES), Architecture(14, 8)
+    load_weights(network, arrays)
+    with torch.no_grad():
+        for parameter_name, parameter in architecture.named_parameters():
+            parameter.copy_(torch.tensor(arrays[parameter_name]))
+    active = active_lists({kind: arrays[f"active_{kind}"] for kind in CELL_TYPES})
+    logits = network(torch.tensor(arrays["x"]), architecture.weights(active, **options), active)
+    loss = F.cross_entropy(logits, torch.tensor(arrays["y"]))
+    loss.backward()
+    assert_close(logits, arrays["logits"])
+    assert_close(loss, arrays["loss"])
+    for parameter_name, parameter in architecture.named_parameters():
+        assert_close(parameter.grad, arrays[f"grad/{parameter_name}"])
+    for parameter_name in ("stem.0.weight", "classifier.weight"):
+        assert_close(network.get_parameter(parameter_name).grad, arrays[f"grad/w/{parameter_name}"])
+
+
+def random_weights(generator):
+    return {kind: torch.rand(14, 8, generator=generator) for kind in CELL_TYPES}
+
+
+def test_operations_that_are_not_active_are_not_computed():
+    generator = torch.Generator().manual_seed(0)
+    network, weights = Network(4, 10, 3, PRIMITIVES), random_weights(generator)
+    active = {kind: [[0, 4] if edge % 2 else [1, 7] for edge in range(14)] for kind in CELL_TYPES}
+    network(torch.rand(2, 3, 8, 8, generator=generator), weights, active)
+    counters = {  # every operation here has a BatchNorm that counts its calls
+        name.split(".num")[0].rsplit("._ops.", 1)[0] + "._ops." + name.split("._ops.")[2].split(".")[0]
+        for name, count in network.named_buffers()
+        if name.endswith("num_batches_tracked") and name.count("._ops.") == 2 and count > 0
+    }
+    expected = {
+        f"cells.{c}._ops.{e}._ops.{k}" for c in range(3) for e in range(14) for k in active["normal"][e] if k != 0
+    }
+    assert counters == expected
+
+
+def test_none_contributes_nothing_even_alone():
+    network = Network(4, 10, 3, PRIMITIVES)
+    weights = {kind: torch.ones(14, 8) for kind in CELL_TYPES}
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network.eval()
+    only_none = {kind: [[0]] * 14 for kind in CELL_TYPES}
+    empty = {kind: [[]] * 14 for kind in CELL_TYPES}
+    torch.testing.assert_close(network(x, weights, only_none), network(x, weights, empty))
+    torch.testing.assert_close(network(x, weights, only_none)[0], network.classifier.bias)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_every_space_has_a_supernet(stem):
+    size = 8 if stem == "cifar" else 32
+    for space in SPACES.values():
+        network = Network(4, 7, 3, space.primitives, stem)
+        weights = {kind: torch.rand(14, 8) for kind in CELL_TYPES}
+        assert network(torch.rand(2, 3, size, size), weights, None).shape == (2, 7)
+
+
+def test_candidates_differ_per_edge_and_cell_type():
+    candidates = {"normal": [["skip_connect"]] * 14, "reduce": [["none", "sep_conv_3x3"]] * 14}
+    network = Network(4, 10, 3, candidates)
+    weights = {"normal": torch.ones(14, 1), "reduce": torch.ones(14, 2)}
+    assert network(torch.rand(2, 3, 8, 8), weights, None).shape == (2, 10)
+    assert not [name for name, _ in network.named_parameters() if name.startswith("cells.0._ops")]
+
+
+def test_skip_dropout_acts_on_identities_in_training_only():
+    network = Network(4, 10, 3, PRIMITIVES)
+    network.skip_dropout = 0.5
+    assert network.skip_dropout == 0.5
+    skip = OPS["skip_connect"](4, 1, False)
+    skip.dropout = 0.5
+    x = torch.ones(1, 4, 50, 50)
+    assert set(skip(x).unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(skip.eval()(x), x)
+
+
+def test_weights_are_a_softmax_over_the_active_ones():
+    architecture = Architecture(14, 8)
+    active = {kind: [[1, 5]] * 13 + [[]] for kind in CELL_TYPES}
+    for saliency_type in ("simple", "all"):
+        for tau in (None, 1.0):
+            w = architecture.weights(active, saliency_type, tau=tau)["normal"]
+            assert (w[:13, [1, 5]] > 0).all() and w.count_nonzero() == 26
+            torch.testing.assert_close(w[:13].sum(1), torch.ones(13))
+    simple = architecture.weights(active, norm=False)["normal"][0]
+    p = torch.softmax(architecture.alphas_normal[0, [1, 5]], 0)
+    torch.testing.assert_close(simple[[1, 5]], p * torch.sigmoid(architecture.betas_normal[0, [1, 5]]))
+    zeta = torch.sigmoid(architecture.betas_normal[0])
+    factor = zeta[1] * zeta[5] * (1 - zeta[[0, 2, 3, 4, 6, 7]]).prod()
+    raw = architecture.weights(active, "all", norm=False)["normal"][0]
+    torch.testing.assert_close(raw[[1, 5]], p * factor)
+
+
+def test_gumbel_softmax_samples_each_operation_as_often_as_softmax_says():
+    torch.manual_seed(0)
+    alpha = torch.tensor([[0.0, 1.0, 2.0]])
+    architecture = Architecture(1, 3)
+    with torch.no_grad():
+        architecture.alphas_normal.copy_(alpha)
+        architecture.betas_normal.zero_()
+        counts = torch.zeros(3)
+        for _ in range(2000):
+            counts[architecture.weights(None, tau=0.1)["normal"].argmax()] += 1
+    torch.testing.assert_close(counts / 2000, alpha.softmax(-1)[0], atol=0.04, rtol=0)
+
+
+def test_softmax_of_nothing_is_nothing():
+    x = torch.randn(2, 3, requires_grad=True)
+    p = masked_softmax(x, torch.tensor([[True, False, True], [False, False, False]]))
+    assert p[1].tolist() == [0, 0, 0] and p[0, 1] == 0
+    p.square().sum().backward()
+    assert x.grad.isfinite().all()
