@@ -3,6 +3,8 @@
     python evaluate.py --model_path logs/RETRAIN_RUN          # a run folder: its best checkpoint
     python evaluate.py --dataset cifar10 --arch DDSAS_cifar10 --model_path .weights/cifar10-best-97.61.pt
     python evaluate.py --dataset imagenet --data .data/imagenet --arch DDSAS_imagenet --model_path FILE
+    torchrun --nproc_per_node 4 evaluate.py --dataset imagenet ...      # each process tests its share
+    python evaluate.py --count --dataset imagenet             # no checkpoint: what each genotype's network costs
 
 A checkpoint is data: it is read with weights_only, and must fit the network exactly. What a checkpoint of ours says of
 itself (dataset, genotype) need not be repeated; for others --arch is needed, and the rest is what the tensors say.
@@ -11,76 +13,103 @@ itself (dataset, genotype) need not be repeated; for others --arch is needed, an
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import re
+import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import data
+import genotypes
 import model
 import search
 import utils
-from genotypes import Genotype
 from retrain import load_genotype
 from utils import UserError, number
 
 
-def main(args: argparse.Namespace) -> dict:
-    """Test the checkpoint that the arguments name; prints and returns the results."""
+def main(args: argparse.Namespace) -> dict | list[dict]:
+    """Test the checkpoint that the arguments name, or count; prints and returns the results."""
+    if args.count:
+        return count(args)
+    if args.model_path is None:
+        raise UserError("--model_path is missing: name a checkpoint file or a run folder")
     device = utils.device_of(args)
+    search.check_common(args, device)
     rank, world_size = utils.start_distributed(device)
     checkpoint, network = load_network(args)
-    dataset = args.dataset or checkpoint.get("dataset", "cifar10")
+    dataset, image_size = tested_on(args, checkpoint, network)
+    check_fits(args.model_path, network, data.lookup(dataset, image_size), dataset)
     test, info = data.test_data(
         dataset,
         args.data,
         batch_size=args.batch_size,
         device=device,
-        image_size=args.image_size or (checkpoint.get("image_size") if dataset == "folder" else None),
+        image_size=image_size,
         workers=args.workers,
         rank=rank,
         world_size=world_size,
         bad_images=args.bad_images,
     )
-    large = search.stem_for(info, dataset) == "imagenet"
-    if large != isinstance(network, model.NetworkImageNet):
-        raise UserError(f"{args.model_path} holds a {type(network).__name__}, which {dataset} images do not fit")
-    classes = network.classifier.out_features
-    if classes != info.num_classes:
-        raise UserError(f"{args.model_path}: checkpoint has {classes} classes, {dataset} has {info.num_classes}")
-    parameters = model.count_parameters(network)
-    multiply_adds = model.count_multiply_adds(network, info.image_size)
-    network = network.to(device).eval()
-    started = time.time()
-    with search.autocast(args, device):
-        metrics = search.validate(network, test, lambda x: network(x)[0], device)
-    seconds = time.time() - started
+    check_fits(args.model_path, network, info, dataset)  # now the classes of a folder are known
     result = {
         "dataset": dataset,
         "checkpoint": str(args.model_path),
         "genotype": str(network.genotype),
+        "parameters_m": model.count_parameters(network) / 1e6,
+        "multiply_adds_m": model.count_multiply_adds(network, info.image_size) / 1e6,
+    }
+    network = network.to(device).eval()
+    started = time.time()
+    with search.autocast(args, device):
+        metrics = search.validate(network, test, lambda x: network(x)[0], device)
+    result |= {
         "images": metrics.count,
         "top1": metrics.top1,
         "top5": metrics.top5,
-        "loss": metrics.loss,
-        "parameters_m": parameters / 1e6,
-        "multiply_adds_m": multiply_adds / 1e6,
-        "images_per_second": metrics.count / seconds,
+        "loss": metrics.loss if math.isfinite(metrics.loss) else None,
+        "images_per_second": metrics.count / (time.time() - started),
     }
     if utils.is_main():
         print(json.dumps(result) if args.json else describe(result))
     return result
 
 
+def tested_on(args: argparse.Namespace, checkpoint: dict, network: model.Network) -> tuple[str, int | None]:
+    """(dataset, image size) from the arguments, else what the checkpoint was trained on, else what the stem is for."""
+    own = str(checkpoint.get("dataset"))
+    default = own if own in data.INFO else "imagenet" if isinstance(network, model.NetworkImageNet) else "cifar10"
+    dataset, size = args.dataset or default, checkpoint.get("image_size")
+    return dataset, args.image_size or (size if dataset == own and isinstance(size, int) else None)
+
+
+def check_fits(path: str, network: model.Network, info: data.Info, dataset: str) -> None:
+    """UserError if the network has other classes than the dataset, or is for other images."""
+    large = search.stem_for(info, dataset) == "imagenet"
+    if large != isinstance(network, model.NetworkImageNet):
+        raise UserError(
+            f"{path}: checkpoint has the network for {'small' if large else 'large'} images,"
+            f" {dataset} at {info.image_size} pixels needs the one for {'large' if large else 'small'} ones;"
+            " check --dataset and --image_size"
+        )
+    classes = network.classifier.out_features
+    if info.num_classes not in (0, classes):
+        raise UserError(f"{path}: checkpoint has {classes} classes, {dataset} has {info.num_classes}")
+
+
 def describe(result: dict) -> str:
     """The results as lines for people."""
     top5 = "" if result["top5"] is None else f", top-5 {result['top5']:.2f} %"
+    loss = "not a finite number" if result["loss"] is None else f"{result['loss']:.4f}"
     return (
         f"{result['checkpoint']} on {result['images']} test images of {result['dataset']}\n"
-        f"test accuracy: top-1 {result['top1']:.2f} %{top5}, loss {result['loss']:.4f}\n"
+        f"test accuracy: top-1 {result['top1']:.2f} %{top5}, loss {loss}\n"
         f"parameters {result['parameters_m']:.3f} M, multiply-adds {result['multiply_adds_m']:.1f} M,"
         f" {result['images_per_second']:.1f} images/s"
     )
@@ -98,60 +127,128 @@ def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
             raise UserError(f"{path} holds no checkpoint (best.pt or checkpoint.pt)")
         path = files[0]
     checkpoint = utils.load_checkpoint(path)
+    if "architecture" in checkpoint and "space" in checkpoint:
+        raise UserError(f"{path} is of a search, there is no trained network in it: python retrain.py --arch RUN first")
     weights = checkpoint.get("state_dict", checkpoint)
     if not isinstance(weights, dict) or not weights or not all(isinstance(t, Tensor) for t in weights.values()):
         raise UserError(f"{path}: no state dict in it; expected tensors by name, or {{state_dict: ...}}")
-    weights = {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
+    weights = {str(name): tensor for name, tensor in weights.items()}
+    if all(name.startswith("module.") for name in weights):  # saved from inside DataParallel
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     arch = args.arch or checkpoint.get("genotype")
     if arch is None:
         raise UserError(f"{path} does not say which genotype it is of: give it with --arch, such as DDSAS_cifar10")
-    network = build(str(path), weights, load_genotype(str(arch)), args)
-    return checkpoint, network
+    return checkpoint, build(str(path), weights, str(arch), args)
 
 
-def build(path: str, weights: dict[str, Tensor], genotype: Genotype, args: argparse.Namespace) -> model.Network:
-    """The network that the tensors describe, with these weights, loaded strictly (the auxiliary head is left out)."""
-    layers = 1 + max((int(m[1]) for m in map(re.compile(r"cells\.(\d{1,4})\.").match, weights) if m), default=-1)
-    large = "stem0.0.weight" in weights
-    stem, classifier = weights.get("stem0.3.weight" if large else "stem.0.weight"), weights.get("classifier.weight")
-    if layers == 0 or stem is None or classifier is None or stem.ndim != 4 or classifier.ndim != 2:
-        raise UserError(f"{path}: not a network of this family (no stem, cells.N or classifier in it)")
-    C = stem.shape[0] if large else stem.shape[0] // 3
+def build(path: str, weights: dict[str, Tensor], arch: str, args: argparse.Namespace) -> model.Network:
+    """The network that the tensors describe, with exactly these weights, without its auxiliary head.
+
+    Width, depth and classes are read off several tensors, so that the message for a single bad one names that one.
+    """
+    large = any(name.startswith("stem1.") for name in weights)
+    stem = first_size(t for name, t in weights.items() if name.startswith("stem1." if large else "stem."))
+    classes = first_size(t for name, t in weights.items() if name in ("classifier.bias", "classifier.weight"))
+    cells = {int(m[1]) for m in map(re.compile(r"cells\.(\d{1,4})\.").match, weights) if m}
+    layers = next(number for number in itertools.count() if number not in cells)
+    C = stem if large else stem // 3
+    if not (C and classes and layers):
+        raise UserError(f"{path}: not a network of this family (no stem, cells.0 or classifier in it)")
     for name, found, asked in (("channels", C, args.init_channels), ("cells", layers, args.layers)):
         if asked is not None and asked != found:
             raise UserError(f"{path}: checkpoint has {found} {name}, you asked for {asked}")
+    genotype = load_genotype(arch)
+    auxiliary = any(name.startswith("auxiliary_head.") for name in weights)
+    second_bn = any(name.startswith("auxiliary_head.features.6.") for name in weights)
+    extra = {"auxiliary_second_bn": second_bn} if large else {}
     with torch.device("meta"):  # shapes first: nothing is allocated for a network that does not fit
         network = (model.NetworkImageNet if large else model.NetworkCIFAR)(
-            C, classifier.shape[0], layers, False, genotype
+            C, classes, layers, auxiliary, genotype, **extra
         )
-    network.genotype = genotype
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("auxiliary_head.")}
     expected = network.state_dict()
-    for name in expected:  # files without counters are as good: they are used nowhere
-        if name.endswith("num_batches_tracked"):
-            weights.setdefault(name, torch.tensor(0))
-    missing, foreign = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if not any(name.endswith("num_batches_tracked") for name in weights):  # files of old versions have no counters
+        weights |= {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
+    check_tensors(path, weights, expected, arch if len(arch) < 60 else "its genotype")
+    weights = {name: tensor.to(expected[name].dtype) for name, tensor in weights.items()}
+    network.load_state_dict(weights, strict=True, assign=True)
+    network.genotype = genotype
+    if auxiliary:
+        del network.auxiliary_head  # training only
+    return network.to(memory_format=torch.channels_last)
+
+
+def first_size(tensors: Iterable[Tensor]) -> int:
+    """The commonest first dimension of tensors; 0 if there are none."""
+    return statistics.mode([len(t) for t in tensors if t.ndim] or [0])
+
+
+def check_tensors(path: str, weights: dict[str, Tensor], expected: dict[str, Tensor], arch: str) -> None:
+    """UserError unless the tensors are those expected, by name, shape and kind."""
+    missing, foreign = ([name for name in a if name not in b] for a, b in ((expected, weights), (weights, expected)))
     if missing or foreign:
-        what = f"{len(missing)} tensors missing" if missing else f"{len(foreign)} tensors unknown"
-        raise UserError(f"{path}: does not fit the genotype, check --arch: {what} ({(missing or foreign)[0]}, ...)")
+        parts = [
+            f"{len(names)} tensor{'s' * (len(names) > 1)} {what} ({names[0]}{', ...' * (len(names) > 1)})"
+            for names, what in ((missing, "missing"), (foreign, "unknown"))
+            if names
+        ]
+        raise UserError(f"{path} does not fit the network of {arch}, check --arch: {' and '.join(parts)}")
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
             have, want = (list(t.shape) for t in (weights[name], tensor))
-            raise UserError(f"{path}: {name} has shape {have}, the network needs {want}; check --arch")
-        if weights[name].dtype != tensor.dtype:
-            raise UserError(f"{path}: {name} is {weights[name].dtype}, the network needs {tensor.dtype}")
-    network.load_state_dict(weights, strict=True, assign=True)
-    return network.to(memory_format=torch.channels_last)
+            raise UserError(
+                f"{path} does not fit the network of {arch}, check --arch: {name} has shape {have}, expected {want}"
+            )
+        if weights[name].is_floating_point() != tensor.is_floating_point():
+            raise UserError(f"{path}: {name} is {weights[name].dtype}, expected {tensor.dtype}")
+
+
+# ---- counting ------------------------------------------------------------------------------------------------------
+
+
+def count(args: argparse.Namespace) -> list[dict]:
+    """Parameters and multiply-adds of --arch, or of every genotype by name, at the size it is retrained with.
+
+    Prints a table in Markdown: 36 channels and 20 cells for small images, --mobile's channels and 14 cells for large.
+    """
+    dataset = args.dataset or "cifar10"
+    info = data.lookup(dataset, args.image_size)
+    large = search.stem_for(info, dataset) == "imagenet"
+    classes, layers = info.num_classes or 1000, args.layers or (14 if large else 20)
+    rows = []
+    for arch in [args.arch] if args.arch else genotypes.names():
+        genotype = load_genotype(arch)
+        C = args.init_channels or (model.mobile_channels(genotype, layers, classes) if large else 36)
+        with torch.device("meta"):
+            network = (model.NetworkImageNet if large else model.NetworkCIFAR)(C, classes, layers, False, genotype)
+            multiply_adds = model.count_multiply_adds(network, info.image_size)
+        rows.append(
+            {
+                "genotype": arch,
+                "dataset": dataset,
+                "channels": C,
+                "cells": layers,
+                "parameters_m": model.count_parameters(network) / 1e6,
+                "multiply_adds_m": multiply_adds / 1e6,
+            }
+        )
+    if args.json:
+        print(json.dumps(rows))
+        return rows
+    print("| genotype | dataset | channels | cells | parameters | multiply-adds |\n|---|---|---|---|---|---|")
+    for row in rows:
+        *names, parameters, multiply_adds = row.values()
+        print(f"| {' | '.join(map(str, names))} | {parameters:.3f} M | {multiply_adds:.1f} M |")
+    return rows
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(__doc__)
-    parser.add_argument("--model_path", required=True, metavar="FILE|RUN", help="checkpoint file or run folder")
+    parser.add_argument("--model_path", metavar="FILE|RUN", help="checkpoint file or run folder")
     parser.add_argument("--arch", help="name, genotype.txt, run folder or Genotype(...); default: the checkpoint's own")
     parser.add_argument("--init_channels", type=number(int, 1), metavar="C", help="checked against the checkpoint")
     parser.add_argument("--layers", type=number(int, 1), help="checked against the checkpoint")
     parser.add_argument("--data", default=".data", metavar="DIR", help="folder of the datasets, or of your own images")
-    parser.add_argument("--dataset", choices=list(data.INFO), help="default: the checkpoint's own, else cifar10")
+    parser.add_argument("--dataset", choices=list(data.INFO), help="default: the checkpoint's own")
     parser.add_argument("--image_size", type=number(int, 8), metavar="N", help="for folder and imagenet")
     parser.add_argument("--bad_images", default="stop", choices=["stop", "skip"], help="what unreadable images cause")
     parser.add_argument("--batch_size", type=number(int, 1), default=96)
@@ -160,6 +257,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", type=int, metavar="N", help="use GPU number N")
     parser.add_argument("--amp", action="store_true", help="bfloat16 on CUDA")
     parser.add_argument("--json", action="store_true", help="print the results as one line of json")
+    parser.add_argument("--count", action="store_true", help="test nothing: parameters and multiply-adds of genotypes")
     return parser
 
 
