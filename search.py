@@ -311,6 +311,9 @@ def frozen(network: nn.Module) -> Iterator[None]:
         network.requires_grad_(True)
 
 
+DIFFERENCE = 0.01  # norm of the step of the finite differences in the second-order gradient (DARTS, section 2.3)
+
+
 def unrolled_backward(
     search: Search, weights: dict[str, Tensor], active: dict, train: tuple[Tensor, Tensor], valid: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -341,7 +344,7 @@ def unrolled_backward(
         for (name, g), b in zip(dw.items(), buffer.values(), strict=True)
     }
     loss, logits, da, v = gradients(w | ahead, valid, True, True)
-    R = 0.01 / torch.linalg.vector_norm(torch.stack([g.norm() for g in v.values()]))
+    R = DIFFERENCE / torch.linalg.vector_norm(torch.stack([g.norm() for g in v.values()]))
     plus, minus = (
         gradients(w | {name: w[name].detach() + sign * R * g for name, g in v.items()}, train, True, False)[2]
         for sign in (1, -1)

@@ -3,8 +3,27 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of real images: 3 classes, 16x16 pixels, 24 training and 8 test images each, of the embedded dataset."""
+    root = tmp_path_factory.mktemp("pictures")
+    with np.load(ROOT / "fashion_mini.npz") as arrays:
+        parts = {part: (arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in ("train", "test")}
+    for part, count in (("train", 24), ("test", 8)):
+        images, labels = parts[part]
+        for name, label in (("shirt", 0), ("trouser", 1), ("pullover", 2)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in np.flatnonzero(labels == label)[:count]:
+                Image.fromarray(images[index]).resize((16, 16)).save(folder / f"{index}.png")
+    return root

@@ -1,0 +1,255 @@
+"""search.py: the loop against the published one, the second-order gradient, every flag, and runs that repeat."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_arrays import golden, load_weights
+
+import genotypes
+import search
+import utils
+from model_search import CELL_TYPES
+
+TINY = (
+    "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1 --quiet"
+)
+
+
+def arguments(text, *more):
+    return utils.parse(search.get_parser(), [*TINY.split(), *text.split(), *map(str, more)])
+
+
+def run_search(pictures, folder, text="", *more):
+    return search.main(arguments(text, *more, "--data", pictures, "--save", folder))
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def tiny_search(text="", num_classes=10, dtype=torch.float64):
+    """A Search over a tiny network without data."""
+    args = arguments(text)
+    info = search.data.Info(num_classes, (0,) * 3, (1,) * 3, image_size=16)
+    state = search.Search(args, info, torch.device("cpu"))
+    state.network.to(dtype)
+    state.architecture.to(dtype)
+    return state
+
+
+def test_thirty_steps_are_those_of_the_published_search():
+    arrays = golden("search_trace.npz")
+    meta = json.loads(str(arrays["meta"]))
+    state = tiny_search(
+        f"--init_channels {meta['C']} --layers {meta['layers']} --dss_freq {meta['dss_freq']}"
+        f" --dss_max_ops {meta['max_ops']} --learning_rate {meta['lr']} --momentum {meta['momentum']}"
+        f" --weight_decay {meta['weight_decay']} --arch_learning_rate {meta['arch_lr']}"
+        f" --arch_weight_decay {meta['arch_weight_decay']} --grad_clip {meta['grad_clip']}"
+    )
+    load_weights(state.network, arrays)
+    with torch.no_grad():
+        for name, parameter in state.architecture.named_parameters():
+            parameter.copy_(torch.tensor(arrays[f"init/{name}"]))
+    batches = {name: torch.tensor(arrays[name]) for name in ("x", "y", "x_val", "y_val")}
+
+    for step in range(meta["steps"]):
+        state.move_subspace()
+        if step % meta["dss_freq"] == 0:
+            for kind in CELL_TYPES:
+                update = step // meta["dss_freq"]
+                np.testing.assert_array_equal(state.space.active[kind], arrays[f"trace/active_{kind}"][update])
+                for name in ("saliency", "ucb"):
+                    expected = arrays[f"trace/{name}_{kind}"][update]
+                    np.testing.assert_allclose(getattr(state.space, name)[kind], expected, rtol=1e-5)
+        active = state.space.active_ops()
+        x, y, x_val, y_val = (batches[name][step % 6] for name in ("x", "y", "x_val", "y_val"))
+        search.architecture_backward(state.network, state.weights(active), active, x_val, y_val)
+        search.architecture_step(state.architecture, state.arch_optimizer, 0)
+        with torch.no_grad():
+            weights = state.weights(active)
+        loss = F.cross_entropy(state.network(x, weights, active), y)
+        search.weight_step(state.network, state.optimizer, loss, meta["grad_clip"])
+        state.step += 1
+        assert loss.item() == pytest.approx(arrays["trace/train_loss"][step], rel=1e-5)
+    assert str(state.space.genotype()) == str(arrays["genotype"])
+
+
+def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypatch):
+    """d/da L_valid(w - xi (momentum buffer + dL_train/dw + decay w), a), by central differences in a few entries."""
+    monkeypatch.setattr(search, "DIFFERENCE", 1e-5)  # the published 0.01 steps over kinks of the ReLUs
+    torch.manual_seed(0)
+    state = tiny_search("--unrolled --learning_rate 0.1 --weight_decay 0.01", num_classes=3)
+    state.network.eval()  # running statistics fixed: the loss is smooth in the weights
+    state.move_subspace()
+    active = state.space.active_ops()
+    train, valid = ((torch.randn(6, 3, 8, 8).double(), torch.randint(0, 3, (6,))) for _ in range(2))
+
+    def train_loss(weights):
+        return F.cross_entropy(state.network(train[0], weights, active), train[1])
+
+    search.weight_step(state.network, state.optimizer, train_loss(state.weights(active)), 0)  # fills the buffers
+    state.architecture.zero_grad()
+    buffers = {name: b.clone() for name, b in state.network.named_buffers()}
+    search.unrolled_backward(state, state.weights(active), active, train, valid)
+    for name, b in state.network.named_buffers():
+        assert torch.equal(b, buffers[name])
+
+    def loss_ahead():
+        weights = {kind: w.detach() for kind, w in state.weights(active).items()}
+        before = {p: p.detach().clone() for p in state.network.parameters()}
+        state.network.zero_grad()
+        train_loss(weights).backward()
+        with torch.no_grad():
+            for p, w in before.items():
+                if p.grad is not None:
+                    p -= 0.1 * (p.grad + 0.01 * w + 0.9 * state.optimizer.state[p]["momentum_buffer"])
+            loss = F.cross_entropy(state.network(valid[0], weights, active), valid[1]).item()
+            for p, w in before.items():
+                p.copy_(w)
+        return loss
+
+    first_order = torch.autograd.grad(
+        F.cross_entropy(state.network(valid[0], state.weights(active), active), valid[1]),
+        list(state.architecture.parameters()),
+    )
+    differs = False
+    for parameter, plain in zip(state.architecture.parameters(), first_order, strict=True):
+        entry = parameter.grad.abs().argmax().item()
+        flat, h = parameter.data.view(-1), 1e-4
+        value = flat[entry].item()
+        flat[entry] = value + h
+        above = loss_ahead()
+        flat[entry] = value - h
+        below = loss_ahead()
+        flat[entry] = value
+        gradient = parameter.grad.view(-1)[entry].item()
+        assert gradient == pytest.approx((above - below) / (2 * h), rel=1e-3)
+        differs |= abs(plain.view(-1)[entry].item() - gradient) > 0.05 * abs(gradient)
+    assert differs, "the second order made no difference: the test shows nothing"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--space_config shrink --saliency_type all --no_norm",
+        "--space_config expand --gumbel --tau_min 0.5 --tau_max 5",
+        "--space_config imagenet --rdss_prob 0.5 --arch_grad_clip 5 --warmup_epochs 5",
+        "--space_config space_config_static --begin 1 --cutout --cutout_length 4",
+        "--unrolled --dss_freq 1 --dss_max_ops 14 --confidence 0.5",
+        "--train_portion 0.6 --momentum 0.5 --weight_decay 0 --arch_weight_decay 0 --grad_clip 0 --seed 3 --note x",
+        "--learning_rate 0.1 --learning_rate_min 0 --arch_learning_rate 1e-2 --drop_path_prob 0.1 --bad_images skip",
+        "--checkpoint_freq 1 --device cpu --workers 0 --dss_max_ops 98",
+    ],
+)
+def test_every_flag_runs(pictures, tmp_path, flags):
+    folder = run_search(pictures, tmp_path / "run", flags)
+    (line,) = history(folder)
+    assert np.isfinite([line["train_loss"], line["valid_loss"], line["arch_loss"]]).all()
+    assert genotypes.load(str(folder)) == genotypes.load(line["genotype"])
+    names = {"log.txt", "args.json", "genotype.txt", "history.jsonl", "timing.jsonl", "checkpoint.pt"}
+    assert names <= {path.name for path in folder.iterdir()} and list(folder.glob("events*"))
+
+
+def test_two_runs_with_the_same_seed_are_the_same(pictures, tmp_path):
+    folders = [run_search(pictures, tmp_path / name, "--gumbel --rdss_prob 0.3 --dss_freq 1") for name in "ab"]
+    for name in ("genotype.txt", "history.jsonl"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    other = run_search(pictures, tmp_path / "c", "--gumbel --rdss_prob 0.3 --dss_freq 1 --seed 1")
+    assert (folders[0] / "history.jsonl").read_bytes() != (other / "history.jsonl").read_bytes()
+
+
+def test_the_subspace_moves_every_dss_freq_steps(pictures, tmp_path):
+    (line,) = history(run_search(pictures, tmp_path / "run", "--dss_freq 2 --batch_size 6"))
+    assert [sampling["step"] for sampling in line["samplings"]] == [0, 2, 4]
+    actives = [json.dumps(sampling["active"]) for sampling in line["samplings"]]
+    assert len(set(actives)) == 3 and all(sampling["changed"] > 0 for sampling in line["samplings"])
+
+
+def test_before_epoch_begin_every_step_has_a_random_subspace():
+    state = tiny_search("--begin 1")
+    seen = set()
+    for _ in range(4):
+        state.move_subspace()
+        seen.add(state.space.active["normal"].tobytes())
+        state.step += 1
+    assert len(seen) == 4 and state.space.total == 1
+    state.next_epoch()
+    state.move_subspace()
+    assert state.space.total == 2
+
+
+def test_space_schedules_take_effect_at_their_epochs(tmp_path):
+    for config, expected in (("expand", [3, 3, 4]), ("shrink", [112, 112, 98])):
+        state = tiny_search(f"--space_config {config}")
+        run = utils.Run.create(tmp_path / config, state.args, "search.py")
+        found = []
+        for state.epoch in (0, 9, 10):
+            state.start_epoch(run)
+            available = state.space.available["normal"]
+            found.append(int(available.any(0).sum() if config == "expand" else available.sum()))
+        run.close()
+        assert found == expected
+
+
+def test_learning_rates():
+    assert search.learning_rate(0, 50, 0.025, 0.001) == 0.025
+    assert search.learning_rate(25, 50, 0.025, 0.001) == pytest.approx(0.013)
+    assert search.warmed_up(0.5, 0, 5, 512) == 0.1 and search.warmed_up(0.5, 5, 5, 512) == 0.5
+    assert search.warmed_up(0.5, 0, 5, 256) == 0.5
+    state = tiny_search("--gumbel --tau_min 1 --tau_max 3 --epochs 3")
+    taus = []
+    for state.epoch in range(3):
+        taus.append(state.tau)
+    assert taus == [3, 2, 1]
+
+
+def test_the_architecture_step_leaves_the_weights_alone():
+    state = tiny_search()
+    state.move_subspace()
+    active = state.space.active_ops()
+    x, y = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
+    search.architecture_backward(state.network, state.weights(active), active, x, y)
+    assert all(p.grad is None and p.requires_grad for p in state.network.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in state.architecture.parameters())
+    norms = [p.grad.norm() for p in state.architecture.parameters()]
+    norm = search.architecture_step(state.architecture, state.arch_optimizer, clip=5)
+    assert norm == pytest.approx(torch.stack(norms).norm().item())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--dss_max_ops 13", "at least 14"),
+        ("--tau_min 3 --tau_max 2 --gumbel", "tau"),
+        ("--batch_size 50", "batch"),
+        ("--train_portion 1", "between 0 and 1"),
+        ("--arch 2x", "Python name"),
+        ("--arch PRIMITIVES", "taken"),
+        ("--arch DDSAS_cifar10", "taken"),
+        ("--amp", "CUDA"),
+        ("--device cuda:7", "cuda:7"),
+        ("--image_size 18", "multiple of 4"),
+    ],
+)
+def test_wrong_arguments_are_named(pictures, tmp_path, flags, message):
+    with pytest.raises(utils.UserError, match=message):
+        run_search(pictures, tmp_path / "run", flags)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--dataset mnist", "--space_config big", "--epochs 0", "--rdss_prob 2", "--momentum 1", "--frobnicate"]
+)
+def test_wrong_values_are_one_line_and_exit_2(capsys, flags):
+    with pytest.raises(SystemExit) as stop:
+        utils.cli(search.main, search.get_parser(), flags.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pictures, tmp_path):
+    with pytest.raises(utils.Diverged, match="epoch 0, step [1-9].*gradient norm"):
+        run_search(pictures, tmp_path / "run", "--learning_rate 1e30 --grad_clip 0 --batch_size 6")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
