@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Test the released CIFAR-100 network.
+set -eu
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+"$PYTHON" evaluate.py \
+    --dataset cifar100 \
+    --arch DDSAS_cifar100 \
+    --init_channels 36 \
+    --layers 20 \
+    --model_path .weights/best_weights.pt \
+    --batch_size 96 \
+    "$@"
