@@ -13,6 +13,7 @@ last checkpoint (checkpoint.pt) and the best one by test accuracy (best.pt).
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def main(args: argparse.Namespace) -> Path:
                 run.checkpoint(state, "best.pt")
             run.checkpoint(state)
     run.log(f"best test accuracy {training.best_acc_top1:.2f} %")
-    run.log(f"test it with: python evaluate.py --dataset {args.dataset} --model_path {run.folder}")
+    images = f" --data {shlex.quote(args.data)}" if args.data != ".data" else ""
+    run.log(f"test it with: python evaluate.py --dataset {args.dataset}{images} --model_path {run.folder}")
     run.close()
     return run.folder
 
@@ -99,9 +101,11 @@ class Training:
     def __init__(self, args: argparse.Namespace, genotype: Genotype, info: data.Info, device: torch.device) -> None:
         self.args, self.genotype, self.info, self.device = args, genotype, info, device
         self.init_channels = args.init_channels
-        if args.mobile:
-            self.init_channels = model.mobile_channels(genotype, args.layers, info.num_classes)
         large = search.stem_for(info, args.dataset) == "imagenet"
+        if args.mobile:
+            if not large:
+                raise UserError(f"--mobile is for networks of large images, {args.dataset} has {info.image_size} pixels")
+            self.init_channels = model.mobile_channels(genotype, args.layers, info.num_classes)
         extra = {"auxiliary_second_bn": args.auxiliary_second_bn} if large else {}
         self.network = (model.NetworkImageNet if large else model.NetworkCIFAR)(
             self.init_channels, info.num_classes, args.layers, args.auxiliary, genotype, **extra
@@ -158,8 +162,13 @@ class Training:
 
 
 def linear_rate(epoch: int, epochs: int, first: float, last: float = 0.0) -> float:
-    """The linear schedule of the ImageNet runs: to first/(E-5) at E-5 epochs, then to 0 in five small steps."""
+    """The linear schedule of the ImageNet runs: to first/(E-5) at E-5 epochs, then to 0 in five small steps.
+
+    Runs of up to five epochs, which try things out, fall in a straight line.
+    """
     left = epochs - epoch
+    if epochs <= 5:
+        return first * left / epochs
     return first * (left - 5) / (epochs - 5) if left > 5 else first * left / ((epochs - 5) * 5)
 
 
