@@ -1,5 +1,6 @@
 # Sourced by the scripts of this folder: goes to the project's root and sets PYTHON to an interpreter that has what
 # REQUIREMENTS list (requirements.txt by default): the current python3 if it has, otherwise .venv, made when missing.
+# A PYTHON that is set already is taken as it is.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 REQUIREMENTS=${REQUIREMENTS:-requirements.txt}
@@ -21,19 +22,21 @@ for path in sys.argv[1:]:
 PYTHON
 }
 
-if [ -x .venv/bin/python ]; then
-    PYTHON=$PWD/.venv/bin/python
-else
-    PYTHON=$(command -v python3 || command -v python) || { echo "Python 3.10 or newer is needed" >&2; exit 1; }
-fi
-if ! satisfied "$PYTHON"; then
-    if [ ! -x .venv/bin/python ]; then
-        echo "making .venv with $("$PYTHON" --version): $PYTHON lacks something of $REQUIREMENTS"
-        "$PYTHON" -m venv .venv || { echo "python3 -m venv failed (on Debian: apt install python3-venv)" >&2; exit 1; }
+if [ -z "${PYTHON:-}" ]; then
+    if [ -x .venv/bin/python ]; then
         PYTHON=$PWD/.venv/bin/python
+    else
+        PYTHON=$(command -v python3 || command -v python) || { echo "Python 3.10 or newer is needed" >&2; exit 1; }
     fi
-    echo "installing into .venv: $REQUIREMENTS (some GB with PyTorch, a few minutes)"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' $REQUIREMENTS) ||
-        { echo "pip could not install $REQUIREMENTS; is there a network?" >&2; exit 1; }
+    if ! satisfied "$PYTHON"; then
+        if [ ! -x .venv/bin/python ]; then
+            echo "making .venv with $("$PYTHON" --version): $PYTHON lacks something of $REQUIREMENTS"
+            "$PYTHON" -m venv .venv || { echo "python3 -m venv failed (on Debian: apt install python3-venv)" >&2; exit 1; }
+            PYTHON=$PWD/.venv/bin/python
+        fi
+        echo "installing into .venv: $REQUIREMENTS (some GB with PyTorch, a few minutes)"
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' $REQUIREMENTS) ||
+            { echo "pip could not install $REQUIREMENTS; is there a network?" >&2; exit 1; }
+    fi
 fi
 export PYTHON
