@@ -36,25 +36,13 @@ def main(args: argparse.Namespace) -> Path:
     """Train the network that the arguments describe; returns the run folder."""
     device = utils.device_of(args)
     rank, world_size = utils.start_distributed(device)
-    genotype = load_genotype(args.arch) if not args.resume else None
-    run = search.open_run(args, "retrain.py", f"retrain-{args.dataset}")
+    resumed = search.resume_run(args, "retrain.py")
+    genotype = load_genotype(str(resumed.folder) if resumed else args.arch)
     search.check_common(args, device)
     utils.set_seed(args.seed)
-    train, test, info = data.train_data(
-        args.dataset,
-        args.data,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        cutout=args.cutout_length if args.cutout else 0,
-        device=device,
-        image_size=args.image_size,
-        workers=args.workers,
-        rank=rank,
-        world_size=world_size,
-        bad_images=args.bad_images,
-    )
-    genotype = genotype or load_genotype(str(run.folder))
+    train, test, info = data.train_data(**search.data_arguments(args, device, rank, world_size))
     training = Training(args, genotype, info, device)
+    run = resumed or search.create_run(args, "retrain.py", f"retrain-{args.dataset}")
     if state := run.load():
         training.load_state_dict(state)
         search.check_epochs(args, state["epochs"])
@@ -66,28 +54,14 @@ def main(args: argparse.Namespace) -> Path:
         f" {model.count_parameters(training.network) / 1e6:.3f} M parameters,"
         f" {model.count_multiply_adds(training.network, info.image_size) / 1e6:.1f} M multiply-adds"
     )
-    with Stop() as stop:
-        while training.epoch < args.epochs:
-            started, first_step = time.time(), training.step
-            training.start_epoch()
-            train_epoch(training, train, run, stop)
-            line = finish_epoch(training, test, run)
-            run.history(line)
-            seconds = time.time() - started
-            run.timing(
-                {
-                    "epoch": training.epoch,
-                    "seconds": round(seconds, 2),
-                    "images_per_second": round((len(train) - first_step) * args.batch_size * world_size / seconds, 1),
-                    "peak_memory_mb": round(utils.peak_memory_mb(device)),
-                }
-            )
-            search.write_tensorboard(run, line)
-            training.next_epoch()
-            state = training.state_dict()
-            if line["test_acc"] == training.best_acc_top1:
-                run.checkpoint(state, "best.pt")
-            run.checkpoint(state)
+    search.run_epochs(
+        training,
+        args.epochs,
+        train,
+        run,
+        train_epoch=lambda stop: train_epoch(training, train, run, stop),
+        finish_epoch=lambda: finish_epoch(training, test, run),
+    )
     run.log(f"best test accuracy {training.best_acc_top1:.2f} %")
     images = f" --data {shlex.quote(args.data)}" if args.data != ".data" else ""
     run.log(f"test it with: python evaluate.py --dataset {args.dataset}{images} --model_path {run.folder}")
@@ -104,7 +78,9 @@ class Training:
         large = search.stem_for(info, args.dataset) == "imagenet"
         if args.mobile:
             if not large:
-                raise UserError(f"--mobile is for networks of large images, {args.dataset} has {info.image_size} pixels")
+                raise UserError(
+                    f"--mobile is for networks of large images, {args.dataset} has {info.image_size} pixels"
+                )
             self.init_channels = model.mobile_channels(genotype, args.layers, info.num_classes)
         extra = {"auxiliary_second_bn": args.auxiliary_second_bn} if large else {}
         self.network = (model.NetworkImageNet if large else model.NetworkCIFAR)(
@@ -148,7 +124,7 @@ class Training:
         self.train_average.sums.copy_(state["averages"][0])
         utils.set_rng_state(state["rng"])
 
-    def start_epoch(self) -> None:
+    def start_epoch(self, run: Run) -> None:
         """Learning rate and drop path of the epoch (section 5)."""
         args = self.args
         schedule = {"cosine": search.learning_rate, "linear": linear_rate}[args.lr_scheduler]
