@@ -36,12 +36,13 @@ def main(args: argparse.Namespace) -> Path:
     """Run the search that the arguments describe; returns the run folder."""
     device = utils.device_of(args)
     rank, world_size = utils.start_distributed(device)
-    run = open_run(args, "search.py", f"search-{args.dataset}-{args.space_config}")
+    resumed = resume_run(args, "search.py")
     check(args, device)
     utils.set_seed(args.seed)
     common = data_arguments(args, device, rank, world_size)
     train, valid, info = data.search_data(**common, train_portion=args.train_portion)
     search = Search(args, info, device)
+    run = resumed or create_run(args, "search.py", f"search-{args.dataset}-{args.space_config}")
     if state := run.load():
         search.load_state_dict(state)
         check_epochs(args, state["epochs"])
@@ -49,7 +50,14 @@ def main(args: argparse.Namespace) -> Path:
         f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
         f" {args.space_config} space, {args.dss_max_ops} active operations, moved every {args.dss_freq} steps; {device}"
     )
-    run_epochs(search, args.epochs, finish_epoch, train, valid, run)
+    run_epochs(
+        search,
+        args.epochs,
+        train,
+        run,
+        train_epoch=lambda stop: train_epoch(search, train, valid, run, stop),
+        finish_epoch=lambda: finish_epoch(search, valid, run),
+    )
     genotype = search.space.genotype()
     run.genotype(str(genotype))
     run.log(f"genotype: {genotype}")
@@ -78,30 +86,34 @@ def data_arguments(args: argparse.Namespace, device: torch.device, rank: int, wo
     )
 
 
-def run_epochs(search, epochs: int, finish_epoch, train: data.Loader, valid: data.Loader, run: Run) -> None:
-    """All epochs that are left, each with its line of history and its checkpoint.
+def run_epochs(state, epochs: int, train: data.Loader, run: Run, train_epoch, finish_epoch) -> None:
+    """All epochs that are left, each with its line of history, its timing and its checkpoint.
 
-    ``search`` is a `Search` or that of train_search.py: both have what this loop and `train_epoch` ask for.
+    ``state`` is a `Search`, that of train_search.py, or a retraining; ``train_epoch(stop)`` goes through one epoch of
+    ``train``, ``finish_epoch()`` validates and returns the line of history.
     """
     with Stop() as stop:
-        while search.epoch < epochs:
-            started, first_step = time.time(), search.step
-            search.start_epoch(run)
-            train_epoch(search, train, valid, run, stop)
-            line = finish_epoch(search, valid, run)
+        while state.epoch < epochs:
+            started, first_step = time.time(), state.step
+            state.start_epoch(run)
+            train_epoch(stop)
+            line = finish_epoch()
             run.history(line)
-            seconds, images = time.time() - started, (len(train) - first_step) * search.args.batch_size
+            seconds, images = time.time() - started, (len(train) - first_step) * state.args.batch_size
             run.timing(
                 {key: line[key] for key in ("stage", "epoch") if key in line}
                 | {
                     "seconds": round(seconds, 2),
                     "images_per_second": round(images * utils.world_size() / seconds, 1),
-                    "peak_memory_mb": round(utils.peak_memory_mb(search.device)),
+                    "peak_memory_mb": round(utils.peak_memory_mb(state.device)),
                 }
             )
             write_tensorboard(run, line)
-            search.next_epoch()
-            run.checkpoint(search.state_dict())
+            state.next_epoch()
+            saved = state.state_dict()
+            if line.get("best_acc") is not None and line["test_acc"] == line["best_acc"]:
+                run.checkpoint(saved, "best.pt")
+            run.checkpoint(saved)
 
 
 # ---- the loop of one epoch -----------------------------------------------------------------------------------------
@@ -497,10 +509,13 @@ def stem_for(info: data.Info, dataset: str) -> str:
     return "imagenet" if large else "cifar"
 
 
-def open_run(args: argparse.Namespace, script: str, name: str) -> Run:
-    """A new run folder (--save), or the one that --resume names."""
-    if args.resume:
-        return Run.resume(args.resume, args, script, may_change=("epochs",))
+def resume_run(args: argparse.Namespace, script: str) -> Run | None:
+    """The run that --resume names, whose arguments ``args`` takes over; None without --resume."""
+    return Run.resume(args.resume, args, script, may_change=("epochs",)) if args.resume else None
+
+
+def create_run(args: argparse.Namespace, script: str, name: str) -> Run:
+    """A new run folder: --save, below logs/ if it is a plain name, or one named after what is run and the time."""
     note = f"-{args.note}" if args.note else ""
     folder = args.save or f"{name}{note}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Run.create(Path(folder) if "/" in folder else Path("logs") / folder, args, script)

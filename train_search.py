@@ -36,6 +36,7 @@ from search import (
     run_epochs,
     set_learning_rate,
     stem_for,
+    train_epoch,
     validate,
     warmed_up,
 )
@@ -65,7 +66,14 @@ def main(args: argparse.Namespace) -> Path:
         f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
         f" {STAGES} stages of {args.epochs} epochs; {device}"
     )
-    run_epochs(search, STAGES * args.epochs, finish_epoch, train, valid, run)
+    run_epochs(
+        search,
+        STAGES * args.epochs,
+        train,
+        run,
+        train_epoch=lambda stop: train_epoch(search, train, valid, run, stop),
+        finish_epoch=lambda: finish_epoch(search, valid, run),
+    )
     genotype = restrict(search, run)
     run.genotype(str(genotype))
     run.log(f"genotype: {genotype}")
@@ -108,7 +116,7 @@ class Search:
     def build_stage(self) -> None:
         """The supernet of this stage with the ops that are still on, fresh alpha, 1e-3 * N(0, 1), fresh optimizers."""
         args, stage = self.args, self.stage
-        channels = args.init_channels + values_of(args.add_width, STAGES * [0])[stage]
+        channels = args.init_channels + [0, *values_of(args.add_width, [0, 0])][stage]
         layers = args.layers + [0, *values_of(args.add_layers, [6, 12])][stage]
         stem = stem_for(self.info, args.dataset)
         self.network = Network(channels, self.info.num_classes, layers, self.candidates, stem).to(self.device)
@@ -362,12 +370,14 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
     """UserError for arguments that make no sense together."""
     for flag, wanted, what in (
         ("add_layers", STAGES - 1, "one for each stage after the first"),
-        ("add_width", STAGES, "one for each stage"),
+        ("add_width", STAGES - 1, "one for each stage after the first"),
         ("dropout_rate", STAGES, "one for each stage"),
     ):
         given = getattr(args, flag)
         if given is not None and len(given) != wanted:
-            raise UserError(f"--{flag} was given {len(given)} times, expected {wanted}: {what}")
+            raise UserError(
+                f"--{flag} {' '.join(map(str, given))}: expected {wanted} of them, {what}; got {len(given)}"
+            )
     kept = [len(PRIMITIVES), *args.num_to_keep]
     if any(before <= after for before, after in itertools.pairwise(kept)) or kept[-1] != 1:
         raise UserError(
@@ -382,25 +392,30 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
     check_common(args, device)
 
 
+def add_pdarts_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """P-DARTS' names for the folder of the datasets and for CIFAR-100."""
+    parser.add_argument("--tmp_data_dir", dest="data", default=argparse.SUPPRESS, metavar="DIR", help="same as --data")
+    parser.add_argument("--cifar100", dest="dataset", action="store_const", const="cifar100", default=argparse.SUPPRESS,
+                        help="same as --dataset cifar100")  # fmt: skip
+
+
 def get_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(__doc__)
     add = parser.add_argument_group("stages").add_argument
     add("--add_layers", action="append", type=number(int, 0), metavar="N",
-        help="cells more than --layers; given twice, for stages 2 and 3, or not at all: 6 12")  # fmt: skip
+        help="cells more than --layers; given twice, for stages 2 and 3 (or not at all: 6 12)")  # fmt: skip
     add("--add_width", action="append", type=number(int, 0), metavar="N",
-        help="channels more than --init_channels; given three times, once per stage, or not at all: 0 0 0")  # fmt: skip
+        help="channels more than --init_channels; given twice, for stages 2 and 3 (or not at all: 0 0)")  # fmt: skip
     add("--dropout_rate", action="append", type=number(float, 0, below=1), metavar="P",
-        help="dropout behind skip connections; given three times, once per stage, or not at all: 0 0 0")  # fmt: skip
+        help="dropout behind skip connections; given three times, for each stage (or not at all: 0 0 0)")  # fmt: skip
     add("--num_to_keep", nargs=STAGES, type=number(int, 1), default=[5, 3, 1], metavar="N",
         help="operations left on an edge at the end of each stage")  # fmt: skip
     add("--eps_no_arch", type=number(int, 0), default=10, metavar="EPOCHS", help="that train weights alone, per stage")
-    add("--max_skips", type=number(int, 0), default=2, metavar="M",
+    add("--max_skips", type=number(int, 0, 2 * NODES), default=2, metavar="M",
         help="most skip connections in the normal cell of the recorded genotype")  # fmt: skip
-    add("--tmp_data_dir", dest="data", default=argparse.SUPPRESS, metavar="DIR", help="P-DARTS' name of --data")
-    add("--cifar100", dest="dataset", action="store_const", const="cifar100", default=argparse.SUPPRESS,
-        help="the same as --dataset cifar100")  # fmt: skip
     add_search_arguments(parser)
     add_common_arguments(parser)
+    add_pdarts_data_arguments(parser)
     parser.set_defaults(
         save="logs/",  # a prefix, see open_prefixed_run
         seed=2,
