@@ -148,7 +148,8 @@ def build(path: str, weights: dict[str, Tensor], arch: str, args: argparse.Names
     """
     large = any(name.startswith("stem1.") for name in weights)
     stem = first_size(t for name, t in weights.items() if name.startswith("stem1." if large else "stem."))
-    classes = first_size(t for name, t in weights.items() if name in ("classifier.bias", "classifier.weight"))
+    heads = [f"{head}classifier.{kind}" for head in ("", "auxiliary_head.") for kind in ("bias", "weight")]
+    classes = first_size(weights[name] for name in heads if name in weights)
     cells = {int(m[1]) for m in map(re.compile(r"cells\.(\d{1,4})\.").match, weights) if m}
     layers = next(number for number in itertools.count() if number not in cells)
     C = stem if large else stem // 3
