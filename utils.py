@@ -123,8 +123,9 @@ def cli(
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _fail(f"disk full: {error.filename} not written, the last checkpoint is whole; free space and --resume", 1)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            name = error.filename or "a file"
+            _fail(f"disk full: {name} not written, the last checkpoint is whole; free space and --resume", 1)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(f"{error.filename}: {error.strerror}", 2)
         raise
@@ -372,6 +373,18 @@ def _check_tensors(content: Any, limit: int) -> None:
             todo += [*item, *item.values()] if isinstance(item, dict) else item
 
 
+def _not_finite(state: Any, name: str = "") -> str | None:
+    """The name of the first tensor or number in a checkpoint that is NaN or infinite."""
+    if isinstance(state, torch.Tensor):
+        return name if state.is_floating_point() and not state.isfinite().all() else None
+    if isinstance(state, float):
+        return None if math.isfinite(state) else name
+    if isinstance(state, (dict, list, tuple)):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return next(filter(None, (_not_finite(value, f"{name} {key}".strip()) for key, value in items)), None)
+    return None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The run folder
 
@@ -394,8 +407,11 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path | str, args: argparse.Namespace, script: str) -> Run:
-        """Make a new run folder; UserError if it holds a run already or another process works in it."""
-        if is_main() and (Path(folder) / "args.json").exists():
+        """Make a new run folder, or take that of a run that ended before its first checkpoint.
+
+        UserError if it holds a run already or another process works in it.
+        """
+        if is_main() and any(Path(folder).glob("checkpoint*.pt")):
             raise UserError(f"{folder} holds a run already: go on with --resume {folder}, or take another --save")
         run = cls(Path(folder), args, script)
         record = {"script": script, "command": _command(), "args": _arguments(args)}
@@ -410,12 +426,14 @@ class Run:
         args: argparse.Namespace,
         script: str,
         may_change: Iterable[str] = (),
-        root: str = "logs",
+        root: Path | str = "logs",
+        check: Callable[[argparse.Namespace, dict], None] | None = None,
     ) -> Run:
         """Go on with a run folder, or for "auto" with the newest in `root` that has these arguments and a checkpoint.
 
         Arguments that were not given on the command line take the run's values (args is changed in place). Given ones
         must equal the run's, except those in HARMLESS and `may_change`; UserError names the others.
+        `check(args, the run's arguments)` may raise one too: a resumption that is refused leaves the folder as it was.
         """
         free = HARMLESS | set(may_change)
         args.given = getattr(args, "given", set(vars(args)))  # without parse(): take all as given
@@ -428,6 +446,8 @@ class Run:
         for name, value in record["args"].items():
             if name not in args.given:
                 setattr(args, name, value)
+        if check:
+            check(args, record["args"])
         run = cls(folder, args, script)
         if is_main():
             for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
@@ -467,8 +487,14 @@ class Run:
             write_whole(self.folder / "genotype.txt", f"{text}\n")
 
     def checkpoint(self, state: dict, name: str = "checkpoint.pt") -> None:
-        """Write a checkpoint (rank 0's state), which remembers how many lines of history belong to it."""
+        """Write a checkpoint (rank 0's state), which remembers how many lines of history belong to it.
+
+        Diverged if a number in it is not finite: the last checkpoint is always one to go on with.
+        """
         if is_main():
+            if bad := _not_finite(state):
+                where = f"epoch {state.get('epoch')}, step {state.get('step')}"
+                raise Diverged(f"{where}: {bad} is not finite; the last checkpoint is from before")
             save_checkpoint(self.folder / name, state | {"lines": self.lines})
 
     def load(self) -> dict | None:
@@ -507,10 +533,14 @@ class Run:
 
     def _append(self, name: str, line: dict) -> None:
         if is_main():
-            with open(self.folder / name, "a") as file:
-                file.write(json.dumps(line, default=lambda value: value.tolist()) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            path = self.folder / name
+            try:
+                with open(path, "a") as file:
+                    file.write(json.dumps(line, default=lambda value: value.tolist()) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:  # which would not say of which file
+                raise OSError(error.errno, error.strerror, str(path)) from None
         self.lines[name] += 1
 
     def _cut(self, path: Path, count: int) -> None:

@@ -400,7 +400,11 @@ def test_run_folder_tells_everything(tmp_path, capsys):
 
 
 def test_a_run_is_never_overwritten(tmp_path):
-    Run.create(tmp_path, parse(), "search.py").close()
+    Run.create(tmp_path, parse("--epochs", 3), "search.py").close()
+    run = Run.create(tmp_path, parse(), "search.py")  # the first one did nothing yet, a typing error perhaps
+    assert json.loads((tmp_path / "args.json").read_text())["args"]["epochs"] == 4
+    run.checkpoint({})
+    run.close()
     with pytest.raises(UserError, match="--resume .* --save"):
         Run.create(tmp_path, parse(), "search.py")
 
