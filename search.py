@@ -509,9 +509,9 @@ def stem_for(info: data.Info, dataset: str) -> str:
     return "imagenet" if large else "cifar"
 
 
-def resume_run(args: argparse.Namespace, script: str) -> Run | None:
+def resume_run(args: argparse.Namespace, script: str, may_change: tuple[str, ...] = ("epochs",)) -> Run | None:
     """The run that --resume names, whose arguments ``args`` takes over; None without --resume."""
-    return Run.resume(args.resume, args, script, may_change=("epochs",)) if args.resume else None
+    return Run.resume(args.resume, args, script, may_change) if args.resume else None
 
 
 def create_run(args: argparse.Namespace, script: str, name: str) -> Run:

@@ -30,9 +30,11 @@ from search import (
     autocast,
     check_common,
     check_finite,
+    create_run,
     data_arguments,
     entropy,
     learning_rate,
+    resume_run,
     run_epochs,
     set_learning_rate,
     stem_for,
@@ -54,12 +56,14 @@ def main(args: argparse.Namespace) -> Path:
     """Run the three stages that the arguments describe; returns the run folder."""
     device = utils.device_of(args)
     rank, world_size = utils.start_distributed(device)
+    prefix_save(args, "search")
+    resumed = resume_run(args, "train_search.py", may_change=())
     check(args, device)
-    run = open_prefixed_run(args)
     utils.set_seed(args.seed)
     common = data_arguments(args, device, rank, world_size)
     train, valid, info = data.search_data(**common, train_portion=args.train_portion)
     search = Search(args, info, device)
+    run = resumed or create_run(args, "train_search.py", "search")
     if state := run.load():
         search.load_state_dict(state)
     run.log(
@@ -239,6 +243,7 @@ def finish_epoch(search: Search, valid: data.Loader, run: Run) -> dict:
 def restrict(search: Search, run: Run) -> Genotype:
     """Write the genotypes with ever fewer skip connections to genotypes.txt; returns the first with few enough."""
     genotype, alphas = derive(search.candidates, search.alphas()), search.alphas()
+    run.log(f"end of stage {STAGES}: 1 operation per edge, two edges per node")
     lines, best = [f"unrestricted {genotype}"], genotype
     for most, restricted in restrict_skips(search.candidates, alphas).items():
         lines.append(f"M={most} {restricted}")
@@ -353,12 +358,13 @@ def derive_cell(table: Table) -> list[tuple[str, int]]:
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-def open_prefixed_run(args: argparse.Namespace) -> Run:
-    """A new run folder, --save + search-NOTE-TIME, or the one that --resume names."""
-    folder = Path(f"{args.save}search-{args.note}-{time.strftime('%Y%m%d-%H%M%S')}")
+def prefix_save(args: argparse.Namespace, kind: str) -> None:
+    """P-DARTS' --save is the beginning of the run folder's name: make it SAVE + kind-NOTE-TIME."""
     if args.resume:
-        return Run.resume(args.resume, args, "train_search.py", root=folder.parent)
-    return Run.create(folder, args, "train_search.py")
+        args.given -= {"save"}  # the run keeps the folder it has
+    else:
+        folder = f"{args.save}{kind}-{args.note}-{time.strftime('%Y%m%d-%H%M%S')}"
+        args.save = folder if "/" in folder else f"./{folder}"
 
 
 def values_of(given: list | None, default: list) -> list:
@@ -375,9 +381,7 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
     ):
         given = getattr(args, flag)
         if given is not None and len(given) != wanted:
-            raise UserError(
-                f"--{flag} {' '.join(map(str, given))}: expected {wanted} of them, {what}; got {len(given)}"
-            )
+            raise UserError(f"--{flag} {' '.join(map(str, given))}: expected {wanted} values, {what}; got {len(given)}")
     kept = [len(PRIMITIVES), *args.num_to_keep]
     if any(before <= after for before, after in itertools.pairwise(kept)) or kept[-1] != 1:
         raise UserError(
@@ -417,7 +421,8 @@ def get_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     add_pdarts_data_arguments(parser)
     parser.set_defaults(
-        save="logs/",  # a prefix, see open_prefixed_run
+        save="logs/",  # see prefix_save
+        note="try",
         seed=2,
         epochs=25,  # per stage
         batch_size=96,

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import genotypes
+import train_cifar
+import train_imagenet
 import train_search
+import utils
 from genotypes import PRIMITIVES
 from model_search import Network
 
@@ -142,3 +150,156 @@ def test_golden_supernet(name):
 def assert_close(ours: torch.Tensor, golden: np.ndarray) -> None:
     """Within 1e-4 of the largest value."""
     assert np.abs(ours.detach().numpy() - golden).max() <= 1e-4 * np.abs(golden).max()
+
+
+# ---- whole searches, on a folder of a few small images ----
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Four classes of images 16 x 16, 64 for training and 16 for testing."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for part, count in (("train", 16), ("test", 4)):
+        for label in range(4):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 128, (16, 16, 3)) + 32 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def command(images: Path, prefix: str, *more: str) -> list[str]:
+    stages = "--layers 2 --add_layers 1 --add_layers 2 --dropout_rate 0.1 --dropout_rate 0.4 --dropout_rate 0.7"
+    small = "--epochs 2 --eps_no_arch 1 --init_channels 2 --batch_size 16 --device cpu --quiet"
+    data = f"--dataset folder --image_size 16 --tmp_data_dir {images} --save {prefix} --note small"
+    return [*f"{stages} {small} {data}".split(), *more]
+
+
+def run(script, *arguments: str) -> Path:
+    """What the command line does, in this process; returns the run folder."""
+    return script.main(utils.parse(script.get_parser(), [str(a) for a in arguments]))
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory) -> Path:
+    """The run folder of a search from beginning to end."""
+    return run(train_search, *command(images, f"{tmp_path_factory.mktemp('runs')}/"))
+
+
+def history(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def test_three_stages(whole):
+    lines = history(whole)
+    assert whole.name.startswith("search-small-")
+    assert [line["stage"] for line in lines] == [0, 0, 1, 1, 2, 2]
+    assert [{len(edge) for edge in line["candidates"]["normal"]} for line in lines] == [{8}, {8}, {5}, {5}, {3}, {3}]
+    for before, after in zip(lines, lines[1:], strict=False):
+        for old, new in zip(before["candidates"]["reduce"], after["candidates"]["reduce"], strict=True):
+            assert set(new) <= set(old)
+    assert [line["dropout"] for line in lines] == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.35, 0.7])
+    assert [line["lr"] for line in lines] == pytest.approx([0.025, 0.0125] * 3)
+    log = (whole / "log.txt").read_text()
+    for depth, ops in ((2, 8), (3, 5), (4, 3)):
+        assert f"{depth} cells, {ops} operations per edge" in log
+
+
+def test_alpha_rests_while_only_weights_train(whole):
+    """After the weight-only epoch alpha is still the draw 1e-3 * N(0, 1), and differs from it one epoch later."""
+    for line, num_ops in zip(history(whole), (8, 8, 5, 5, 3, 3), strict=True):
+        spread = np.abs(np.array(line["probabilities"]["normal"]) - 1 / num_ops).max()
+        assert spread < 1e-3 if line["arch_loss"] is None else spread > 1e-4
+    assert [line["arch_loss"] is None for line in history(whole)] == [True, False] * 3
+
+
+def test_recorded_genotype_and_those_beside_it(whole):
+    recorded = genotypes.load(str(whole))
+    assert train_search.count_skips(recorded) <= 2
+    first, *others = (whole / "genotypes.txt").read_text().splitlines()
+    last = history(whole)[-1]
+    assert first == f"unrestricted {last['genotype']}"
+    alphas = {cell: np.log(last["probabilities"][cell]) for cell in train_search.CELL_TYPES}  # softmax takes any such
+    restricted = train_search.restrict_skips(last["candidates"], alphas)
+    assert others == [f"M={most} {genotype}" for most, genotype in restricted.items()]
+
+
+def test_killed_in_stage_2_and_resumed_gives_the_same(images, whole, tmp_path):
+    script = Path(train_search.__file__)
+    arguments = command(images, f"{tmp_path}/", "--checkpoint_freq", "1")
+    process = subprocess.Popen([sys.executable, str(script), *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not any(folder.exists() and len(history(folder.parent)) == 3 for folder in tmp_path.glob("*/history.jsonl")):
+        assert process.poll() is None, "the search ended before it could be killed"
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    (folder,) = tmp_path.iterdir()
+    assert run(train_search, "--resume", folder) == folder
+    for name in ("genotype.txt", "genotypes.txt", "history.jsonl"):
+        assert (folder / name).read_text() == (whole / name).read_text(), name
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--add_layers", "3"], "--add_layers 1 2 3: expected 2 values"),
+        (["--add_width", "1"], "--add_width 1: expected 2 values"),
+        (["--dropout_rate", "0.5"], "expected 3 values"),
+        (["--dropout_rate", "1.0"], "out of range"),
+        (["--epochs", "1"], "--eps_no_arch 1"),
+        (["--num_to_keep", "5", "3", "0"], "out of range"),
+        (["--num_to_keep", "5", "5", "1"], "must become fewer"),
+        (["--num_to_keep", "8", "3", "1"], "must become fewer"),
+        (["--num_to_keep", "5", "3", "2"], "down to 1"),
+    ],
+)
+def test_bad_arguments_get_one_line_and_no_folder(images, tmp_path, capsys, more, message):
+    with pytest.raises(SystemExit) as end:
+        utils.cli(train_search.main, train_search.get_parser(), command(images, f"{tmp_path}/", *more))
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_skip_dropout_schedule():
+    """The published schedule at 25 epochs, 10 of them for weights alone: linear, then reset, then exponential."""
+    rates = [train_search.skip_dropout(epoch, 25, 10, 0.4) for epoch in range(25)]
+    assert rates[0] == pytest.approx(0.4 * 24 / 25) and rates[9] == pytest.approx(0.4 * 15 / 25)
+    assert rates[10] == pytest.approx(0.4) and rates[24] == pytest.approx(0.4 * np.exp(-2.8))
+
+
+def test_published_commands_and_defaults(monkeypatch, tmp_path):
+    """The flags of P-DARTS' README are understood, with its defaults."""
+    text = "--tmp_data_dir DIR --save LOG --add_layers 6 --add_layers 12 --dropout_rate 0.1 --dropout_rate 0.4"
+    args = utils.parse(train_search.get_parser(), f"{text} --dropout_rate 0.7 --note NOTE --cifar100".split())
+    assert (args.data, args.dataset, args.add_layers) == ("DIR", "cifar100", [6, 12])
+    train_search.check(args, torch.device("cpu"))
+    expected = dict(workers=2, batch_size=96, learning_rate=0.025, learning_rate_min=0, momentum=0.9, weight_decay=3e-4)
+    expected |= dict(report_freq=50, epochs=25, init_channels=16, layers=5, drop_path_prob=0.3, seed=2, grad_clip=5)
+    expected |= dict(train_portion=0.5, arch_learning_rate=6e-4, arch_weight_decay=1e-3, cutout_length=16)
+    assert expected.items() <= vars(args).items()
+    train_search.prefix_save(args, "search")
+    assert args.save.startswith("./LOGsearch-NOTE-")
+
+    args = utils.parse(train_cifar.get_parser(), "--tmp_data_dir DIR --auxiliary --save LOG --note NOTE".split())
+    expected = dict(data="DIR", dataset="cifar10", arch="PDARTS", batch_size=128, drop_path_prob=0.3, epochs=600)
+    assert (expected | dict(init_channels=36, layers=20, seed=0, auxiliary=True)).items() <= vars(args).items()
+
+    args = utils.parse(train_imagenet.get_parser(), "--tmp_data_dir DIR --save LOG --auxiliary --note NOTE".split())
+    expected = dict(data="DIR/imagenet", dataset="imagenet", arch="PDARTS", batch_size=256, learning_rate=0.1)
+    expected |= dict(weight_decay=3e-5, epochs=250, init_channels=48, layers=14, label_smooth=0.1, drop_path_prob=0)
+    assert (expected | dict(lr_scheduler="linear", seed=0, auxiliary_second_bn=True)).items() <= vars(args).items()
+    assert utils.parse(train_imagenet.get_parser(), []).data == ".data/imagenet"
+
+
+def test_retraining_what_was_found(images, whole, tmp_path):
+    """train_cifar.py trains the recorded genotype in a folder of its own, and goes on with it."""
+    small = (
+        "--dataset folder --image_size 16 --epochs 1 --init_channels 4 --layers 2 --batch_size 16 --device cpu --quiet"
+    )
+    arguments = f"{small} --tmp_data_dir {images} --save {tmp_path}/ --note small --arch {whole}".split()
+    folder = run(train_cifar, *arguments)
+    assert folder.name.startswith("eval-small-") and genotypes.load(str(folder)) == genotypes.load(str(whole))
+    assert len(history(folder)) == 1
+    assert run(train_cifar, *arguments, "--resume", folder) == folder
