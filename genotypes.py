@@ -252,7 +252,8 @@ def load(text: str) -> Genotype:
         path = Path(text)
         path = path / "genotype.txt" if path.is_dir() else path
         if path.is_file():
-            return parse(path.read_bytes()[: 2 * MAX_LITERAL].decode())
+            with path.open("rb") as file:
+                return parse(file.read(2 * MAX_LITERAL).decode())
     except (
         OSError,
         UnicodeDecodeError,
@@ -362,16 +363,20 @@ def record(name: str, genotype: Genotype, path: str | Path = __file__) -> None:
     The file is replaced as a whole, so a reader never sees half of it.
     """
     import fcntl
+    import os
 
     from utils import write_whole
 
     path = Path(path)
-    with path.open() as own:
-        fcntl.flock(own, fcntl.LOCK_EX)  # two searches that end together both keep their line
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # searches that end together all keep their line
         head, _, found = path.read_text().partition(f"\n{FOUND}\n")
         lines = [line for line in found.strip().splitlines() if not line.startswith(f"{name} = ")]
         lines.append(f"{name} = {genotype}")
         write_whole(path, "\n".join([head.rstrip() + "\n\n", FOUND, *lines]) + "\n")
+    finally:
+        os.close(folder)
 
 
 # Found by searches of this repository (search.py --arch NAME writes below this line):

@@ -37,15 +37,14 @@ def main(args: argparse.Namespace) -> Path:
     device = utils.device_of(args)
     rank, world_size = utils.start_distributed(device)
     resumed = search.resume_run(args, "retrain.py")
-    genotype = load_genotype(str(resumed.folder) if resumed else args.arch)
+    own = resumed and resumed.folder / "genotype.txt"  # what --arch was when the run began: files and names change
+    genotype = load_genotype(str(own if own and own.exists() else args.arch))
     search.check_common(args, device)
     utils.set_seed(args.seed)
     train, test, info = data.train_data(**search.data_arguments(args, device, rank, world_size))
     training = Training(args, genotype, info, device)
     run = resumed or search.create_run(args, "retrain.py", f"retrain-{args.dataset}")
-    if state := run.load():
-        training.load_state_dict(state)
-        search.check_epochs(args, state["epochs"])
+    search.restore(training, run)
     run.genotype(str(genotype))
     run.log(f"{args.dataset}: {train.num_images} training images, {test.num_images} test images; {device}")
     run.log(f"{genotype}")
@@ -76,6 +75,8 @@ class Training:
         self.args, self.genotype, self.info, self.device = args, genotype, info, device
         self.init_channels = args.init_channels
         large = search.stem_for(info, args.dataset) == "imagenet"
+        if args.auxiliary and info.image_size < (smallest := 224 if large else 32):
+            raise UserError(f"--auxiliary needs images of at least {smallest} pixels, these have {info.image_size}")
         if args.mobile:
             if not large:
                 raise UserError(
@@ -101,7 +102,6 @@ class Training:
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "epochs": self.args.epochs,
             "state_dict": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "genotype": str(self.genotype),

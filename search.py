@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,9 +44,7 @@ def main(args: argparse.Namespace) -> Path:
     train, valid, info = data.search_data(**common, train_portion=args.train_portion)
     search = Search(args, info, device)
     run = resumed or create_run(args, "search.py", f"search-{args.dataset}-{args.space_config}")
-    if state := run.load():
-        search.load_state_dict(state)
-        check_epochs(args, state["epochs"])
+    restore(search, run)
     run.log(
         f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
         f" {args.space_config} space, {args.dss_max_ops} active operations, moved every {args.dss_freq} steps; {device}"
@@ -150,7 +149,6 @@ class Search:
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "epochs": self.args.epochs,
             "state_dict": self.network.state_dict(),
             "architecture": self.architecture.state_dict(),
             "space": self.space.state_dict(),
@@ -511,7 +509,10 @@ def stem_for(info: data.Info, dataset: str) -> str:
 
 def resume_run(args: argparse.Namespace, script: str, may_change: tuple[str, ...] = ("epochs",)) -> Run | None:
     """The run that --resume names, whose arguments ``args`` takes over; None without --resume."""
-    return Run.resume(args.resume, args, script, may_change) if args.resume else None
+    if not args.resume:
+        return None
+    root = os.path.dirname(args.save or "") or "logs"  # where `auto` looks
+    return Run.resume(args.resume, args, script, may_change, root, check_epochs)
 
 
 def create_run(args: argparse.Namespace, script: str, name: str) -> Run:
@@ -521,15 +522,28 @@ def create_run(args: argparse.Namespace, script: str, name: str) -> Run:
     return Run.create(Path(folder) if "/" in folder else Path("logs") / folder, args, script)
 
 
-def check_epochs(args: argparse.Namespace, epochs: int) -> None:
+def restore(state, run: Run) -> None:
+    """Put the run's last checkpoint, if it has one, into ``state``, a search or a training."""
+    if (saved := run.load()) is None:
+        return
+    try:
+        state.load_state_dict(saved)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = genotypes.shown(str(error))
+        raise UserError(f"{run.folder}: its checkpoint is of another run or another version ({reason})") from None
+
+
+def check_epochs(args: argparse.Namespace, stored: dict) -> None:
     """A resumed run keeps its number of epochs, unless nothing before depends on it: then more may be asked for."""
+    epochs = stored["epochs"]
     if args.epochs == epochs:
         return
-    constant = getattr(args, "learning_rate_min", None) == args.learning_rate and not getattr(args, "gumbel", False)
-    if args.epochs < epochs or not constant or args.drop_path_prob:
+    constant = args.learning_rate_min == args.learning_rate and getattr(args, "lr_scheduler", "cosine") == "cosine"
+    if args.epochs < epochs or not constant or getattr(args, "gumbel", False) or args.drop_path_prob:
         raise UserError(
             f"--epochs was {epochs}, now {args.epochs}: the schedule of the epochs already run depends on it; only a"
-            " run with a constant learning rate (--learning_rate_min equal to --learning_rate) can be made longer"
+            " run with a constant learning rate (--learning_rate_min equal to --learning_rate), --drop_path_prob 0 and"
+            " without --gumbel can be made longer"
         )
 
 

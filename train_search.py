@@ -34,6 +34,7 @@ from search import (
     data_arguments,
     entropy,
     learning_rate,
+    restore,
     resume_run,
     run_epochs,
     set_learning_rate,
@@ -64,8 +65,7 @@ def main(args: argparse.Namespace) -> Path:
     train, valid, info = data.search_data(**common, train_portion=args.train_portion)
     search = Search(args, info, device)
     run = resumed or create_run(args, "train_search.py", "search")
-    if state := run.load():
-        search.load_state_dict(state)
+    restore(search, run)
     run.log(
         f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
         f" {STAGES} stages of {args.epochs} epochs; {device}"
