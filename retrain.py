@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+import warnings
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -89,7 +89,9 @@ class Training:
         ).to(device)
         self.parallel: nn.Module = self.network
         if utils.world_size() > 1:
-            self.parallel = DistributedDataParallel(self.network, [device] if device.type == "cuda" else None)
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 kernels: the memory is the same
+            devices = [device] if device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.network, devices, broadcast_buffers=False)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smooth)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay
@@ -112,7 +114,7 @@ class Training:
             "image_size": self.info.image_size,
             "dataset": self.args.dataset,
             "best_acc_top1": self.best_acc_top1,
-            "averages": [self.train_average.sums],
+            "averages": [self.train_average.state()],
             "rng": utils.rng_state(),
         }
 
@@ -121,7 +123,7 @@ class Training:
             setattr(self, key, state[key])
         self.network.load_state_dict(state["state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.train_average.sums.copy_(state["averages"][0])
+        self.train_average.load(state["averages"][0])
         utils.set_rng_state(state["rng"])
 
     def start_epoch(self, run: Run) -> None:
@@ -174,7 +176,7 @@ def train_epoch(training: Training, train: data.Loader, run: Run, stop: Stop) ->
 def gradient_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
     """Backpropagate (DistributedDataParallel averages the gradients), clip, step; returns the norm before clipping."""
     optimizer.zero_grad()
-    loss.backward()
+    utils.together(loss.backward)
     norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip or float("inf"))
     optimizer.step()
     return norm
@@ -183,9 +185,7 @@ def gradient_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Te
 def finish_epoch(training: Training, test: data.Loader, run: Run) -> dict:
     """Test and log; returns the epoch's line of history."""
     network, args = training.network, training.args
-    if utils.world_size() > 1:  # every rank's BatchNorm saw its own images: test with rank 0's statistics
-        for buffer in network.buffers():
-            dist.broadcast(buffer, 0)
+    utils.share_buffers(network)
     with search.autocast(args, training.device):
         metrics = search.validate(network, test, lambda x: network(x)[0], training.device)
     train = training.train_average.read()

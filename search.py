@@ -155,7 +155,7 @@ class Search:
             "optimizer": self.optimizer.state_dict(),
             "arch_optimizer": self.arch_optimizer.state_dict(),
             "samplings": self.samplings,
-            "averages": [self.train_average.sums, self.arch_average.sums],
+            "averages": [self.train_average.state(), self.arch_average.state()],
             "rng": utils.rng_state(),
             "space_rng": repr(self.rng.bit_generator.state),
         }
@@ -169,7 +169,7 @@ class Search:
         self.optimizer.load_state_dict(state["optimizer"])
         self.arch_optimizer.load_state_dict(state["arch_optimizer"])
         for average, sums in zip((self.train_average, self.arch_average), state["averages"], strict=True):
-            average.sums.copy_(sums)
+            average.load(sums)
         self.rng.bit_generator.state = ast.literal_eval(state["space_rng"])
         utils.set_rng_state(state["rng"])
 
@@ -379,6 +379,7 @@ def finish_epoch(search: Search, valid: data.Loader, run: Run) -> dict:
     """Validate, log, write the current genotype; returns the epoch's line of history."""
     space, args = search.space, search.args
     active = space.active_ops()
+    utils.share_buffers(search.network)
     with torch.no_grad(), autocast(args, search.device):
         weights = search.weights(active)
         metrics = validate(search.network, valid, lambda x: search.network(x, weights, active), search.device)

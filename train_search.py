@@ -146,7 +146,7 @@ class Search:
             "architecture": self.architecture.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "arch_optimizer": self.arch_optimizer.state_dict(),
-            "averages": [self.train_average.sums, self.arch_average.sums],
+            "averages": [self.train_average.state(), self.arch_average.state()],
             "rng": utils.rng_state(),
         }
 
@@ -159,7 +159,7 @@ class Search:
         self.optimizer.load_state_dict(state["optimizer"])
         self.arch_optimizer.load_state_dict(state["arch_optimizer"])
         for average, sums in zip((self.train_average, self.arch_average), state["averages"], strict=True):
-            average.sums.copy_(sums)
+            average.load(sums)
         utils.set_rng_state(state["rng"])
 
     def start_epoch(self, run: Run) -> None:
@@ -211,6 +211,7 @@ def skip_dropout(epoch: int, epochs: int, eps_no_arch: int, rate: float) -> floa
 def finish_epoch(search: Search, valid: data.Loader, run: Run) -> dict:
     """Validate in the last epochs of a stage, log, write the current genotype; returns the epoch's line of history."""
     metrics = None
+    utils.share_buffers(search.network)
     if search.epoch_of_stage >= search.args.epochs - VALIDATED:
         with torch.no_grad(), autocast(search.args, search.device):
             weights = search.weights()

@@ -168,7 +168,7 @@ def set_seed(seed: int) -> None:
 def rng_state() -> dict:
     """The state of the global generators, as plain values and tensors that weights_only loading accepts."""
     name, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None  # of the device that this process uses
     return {
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), *rest),
@@ -178,12 +178,12 @@ def rng_state() -> dict:
 
 
 def set_rng_state(state: dict) -> None:
-    """Put back what rng_state() returned; on a machine with other GPUs, as far as they go."""
+    """Put back what rng_state() returned; a GPU's state only where there is a GPU."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    for index, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda, index)
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -535,8 +535,8 @@ class Run:
         if is_main():
             path = self.folder / name
             try:
-                with open(path, "a") as file:
-                    file.write(json.dumps(line, default=lambda value: value.tolist()) + "\n")
+                with open(path, "ab") as file:  # not as text, which is written in pieces
+                    file.write(json.dumps(line, default=lambda value: value.tolist()).encode() + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:  # which would not say of which file
@@ -655,7 +655,7 @@ class Stop:
         if world_size() > 1:
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
             flag = torch.tensor(self.signal or 0, device=device)
-            _together(dist.all_reduce, flag, dist.ReduceOp.MAX)
+            together(dist.all_reduce, flag, dist.ReduceOp.MAX)
             self.signal = flag.item() or None
         return self.signal is not None
 
@@ -696,24 +696,26 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _together(collective: Callable, *args: Any) -> None:
-    """Call a collective of torch.distributed; RankLost if another rank does not answer."""
+def together(collective: Callable, *args: Any) -> None:
+    """Call a collective of torch.distributed, or what contains one; RankLost if another rank does not answer."""
     try:
         collective(*args)
     except RuntimeError as error:
+        if world_size() == 1 or isinstance(error, torch.OutOfMemoryError):
+            raise
         reason = " ".join(str(error).split())[:150]
         raise RankLost(f"lost another process of this run; --resume goes on from its checkpoint ({reason})") from None
 
 
 def _barrier() -> None:
     if world_size() > 1:
-        _together(dist.barrier)
+        together(dist.barrier)
 
 
 def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over all ranks, in place, and return it."""
     if world_size() > 1:
-        _together(dist.all_reduce, tensor)
+        together(dist.all_reduce, tensor)
     return tensor
 
 
@@ -732,6 +734,19 @@ def average_gradients(params: Iterable[torch.nn.Parameter]) -> None:
             grad.copy_(part.view(grad.shape))
 
 
+def share_buffers(network: torch.nn.Module) -> None:
+    """Give all ranks the buffers of rank 0: the running statistics of BatchNorm come from each rank's own images."""
+    if world_size() == 1:
+        return
+    buffers = list(network.buffers())
+    for dtype in sorted({buffer.dtype for buffer in buffers}, key=str):
+        group = [buffer for buffer in buffers if buffer.dtype == dtype]
+        flat = torch.cat([buffer.reshape(-1) for buffer in group])
+        together(dist.broadcast, flat, 0)
+        for buffer, part in zip(group, flat.split([buffer.numel() for buffer in group]), strict=True):
+            buffer.copy_(part.view(buffer.shape))
+
+
 def assert_same(named: dict[str, Any]) -> None:
     """Diverged, with the names, if tensors or arrays are not bit-identical on all ranks. Once per epoch is cheap."""
     if world_size() == 1:
@@ -743,7 +758,7 @@ def assert_same(named: dict[str, Any]) -> None:
         name: hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest() for name, array in arrays.items()
     }
     everyone: list[Any] = [None] * world_size()
-    _together(dist.all_gather_object, everyone, mine)
+    together(dist.all_gather_object, everyone, mine)
     if different := sorted(name for name in mine if any(other.get(name) != mine[name] for other in everyone)):
         raise Diverged(f"the ranks no longer agree on {', '.join(different)}")
 
@@ -775,9 +790,17 @@ class Average:
         batch = [loss.detach() * len(y), hits[:, 0].sum(), hits.sum(), torch.full_like(self.sums[3], len(y))]
         self.sums += torch.stack([value.double() for value in batch])
 
+    def state(self) -> torch.Tensor:
+        """The sums over all ranks, for a checkpoint (a collective under torchrun)."""
+        return reduce_sum(self.sums.clone())
+
+    def load(self, sums: torch.Tensor) -> None:
+        """Go on from what state() returned; rank 0 holds it alone, so that it counts once."""
+        self.sums.copy_(sums if is_main() else torch.zeros_like(sums))
+
     def read(self) -> Metrics:
         """The means so far, over all ranks (a collective under torchrun)."""
-        loss, top1, top5, count = reduce_sum(self.sums.clone()).tolist()
+        loss, top1, top5, count = self.state().tolist()
         n = max(count, 1)
         return Metrics(loss / n, 100 * top1 / n, 100 * top5 / n if self.has_top5 else None, int(count))
 
