@@ -90,8 +90,7 @@ class Training:
         self.parallel: nn.Module = self.network
         if utils.world_size() > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 kernels: the memory is the same
-            devices = [device] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.network, devices, broadcast_buffers=False)
+            self.parallel = DistributedDataParallel(self.network, [device] if device.type == "cuda" else None)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smooth)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay
@@ -158,7 +157,7 @@ def train_epoch(training: Training, train: data.Loader, run: Run, stop: Stop) ->
     training.network.train()
     for x, y in bar:
         with search.autocast(args, training.device):
-            logits, auxiliary_logits = training.parallel(x)
+            logits, auxiliary_logits = utils.together(training.parallel, x)
             loss = objective = training.criterion(logits, y)
             if auxiliary_logits is not None:
                 objective = loss + args.auxiliary_weight * training.criterion(auxiliary_logits, y)

@@ -696,10 +696,10 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def together(collective: Callable, *args: Any) -> None:
+def together(collective: Callable, *args: Any) -> Any:
     """Call a collective of torch.distributed, or what contains one; RankLost if another rank does not answer."""
     try:
-        collective(*args)
+        return collective(*args)
     except RuntimeError as error:
         if world_size() == 1 or isinstance(error, torch.OutOfMemoryError):
             raise
