@@ -118,60 +118,86 @@ def run_epochs(state, epochs: int, train: data.Loader, run: Run, train_epoch, fi
 # ---- the loop of one epoch -----------------------------------------------------------------------------------------
 
 
-class Search:
-    """All that changes during a search, and so all that a checkpoint holds."""
+class SearchState:
+    """What the searches of DDSAS and P-DARTS have in common: a supernet, its architecture parameters, an optimizer for
+    each, and the place in the schedule. Here, and in the subclasses, is all that changes: what a checkpoint holds."""
 
     trains_architecture = True
+    tau: float | None = None  # temperature of the Gumbel softmax; None: plain softmax
 
-    def __init__(self, args: argparse.Namespace, info: data.Info, device: torch.device) -> None:
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.device = args, device
-        self.config = genotypes.SPACES[args.space_config]
-        primitives = self.config.primitives
-        stem = stem_for(info, args.dataset)
-        self.network = Network(args.init_channels, info.num_classes, args.layers, primitives, stem).to(device)
-        self.architecture = Architecture(genotypes.EDGES, len(primitives)).to(device)
-        self.space = DynamicSpace(primitives, max_ops=args.dss_max_ops, confidence=args.confidence)
+        self.epoch = self.step = 0
+        self.train_average, self.arch_average = Average(device), Average(device)
+
+    def take(self, network: Network, architecture: nn.Module) -> None:
+        """Search with this supernet and these architecture parameters from now on, with fresh optimizers."""
+        args = self.args
+        self.network, self.architecture = network.to(self.device), architecture.to(self.device)
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay
+            network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay
         )
         self.arch_optimizer = torch.optim.Adam(
-            self.architecture.parameters(),
+            architecture.parameters(),
             args.arch_learning_rate,
             betas=(0.5, 0.999),
             weight_decay=args.arch_weight_decay,
         )
-        self.rng = np.random.default_rng(args.seed)  # chooses when and which random subspaces
-        self.epoch = self.step = 0
-        self.samplings: list[dict] = []  # of this epoch
-        self.train_average, self.arch_average = Average(device), Average(device)
 
     def state_dict(self) -> dict:
         return {
             "epoch": self.epoch,
             "step": self.step,
+            "epochs": self.args.epochs,
             "state_dict": self.network.state_dict(),
             "architecture": self.architecture.state_dict(),
-            "space": self.space.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "arch_optimizer": self.arch_optimizer.state_dict(),
-            "samplings": self.samplings,
-            "averages": [self.train_average.state(), self.arch_average.state()],
+            "averages": [self.train_average.sums, self.arch_average.sums],
             "rng": utils.rng_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.network.load_state_dict(state["state_dict"])
+        self.architecture.load_state_dict(state["architecture"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.arch_optimizer.load_state_dict(state["arch_optimizer"])
+        for average, sums in zip((self.train_average, self.arch_average), state["averages"], strict=True):
+            average.sums.copy_(sums)
+        utils.set_rng_state(state["rng"])
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step = self.epoch + 1, 0
+        self.train_average, self.arch_average = Average(self.device), Average(self.device)
+
+
+class Search(SearchState):
+    """A search of DDSAS: also the space, and the random numbers that choose when and which random subspaces."""
+
+    def __init__(self, args: argparse.Namespace, info: data.Info, device: torch.device) -> None:
+        super().__init__(args, device)
+        self.config = genotypes.SPACES[args.space_config]
+        primitives = self.config.primitives
+        stem = stem_for(info, args.dataset)
+        network = Network(args.init_channels, info.num_classes, args.layers, primitives, stem)
+        self.take(network, Architecture(genotypes.EDGES, len(primitives)))
+        self.space = DynamicSpace(primitives, max_ops=args.dss_max_ops, confidence=args.confidence)
+        self.rng = np.random.default_rng(args.seed)
+        self.samplings: list[dict] = []  # of this epoch
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {
+            "space": self.space.state_dict(),
+            "samplings": self.samplings,
             "space_rng": repr(self.rng.bit_generator.state),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        for key in ("epoch", "step", "samplings"):
-            setattr(self, key, state[key])
-        self.network.load_state_dict(state["state_dict"])
-        self.architecture.load_state_dict(state["architecture"])
+        super().load_state_dict(state)
         self.space.load_state_dict(state["space"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.arch_optimizer.load_state_dict(state["arch_optimizer"])
-        for average, sums in zip((self.train_average, self.arch_average), state["averages"], strict=True):
-            average.load(sums)
+        self.samplings = state["samplings"]
         self.rng.bit_generator.state = ast.literal_eval(state["space_rng"])
-        utils.set_rng_state(state["rng"])
 
     def start_epoch(self, run: Run) -> None:
         """Set the learning rate; at an epoch's first step, shrink or expand the space if the schedule says so."""
@@ -188,8 +214,8 @@ class Search:
                 run.log(f"epoch {self.epoch}: {num} primitives available: {', '.join(self.config.primitives[:num])}")
 
     def next_epoch(self) -> None:
-        self.epoch, self.step, self.samplings = self.epoch + 1, 0, []
-        self.train_average, self.arch_average = Average(self.device), Average(self.device)
+        super().next_epoch()
+        self.samplings = []
 
     @property
     def tau(self) -> float | None:

@@ -25,6 +25,7 @@ import utils
 from genotypes import EDGES, NODES, PRIMITIVES, Genotype
 from model_search import CELL_TYPES, Network
 from search import (
+    SearchState,
     add_common_arguments,
     add_search_arguments,
     autocast,
@@ -43,7 +44,7 @@ from search import (
     validate,
     warmed_up,
 )
-from utils import Average, Run, UserError, number
+from utils import Run, UserError, number
 
 STAGES = 3
 VALIDATED = 5  # epochs at the end of each stage
@@ -89,19 +90,16 @@ def main(args: argparse.Namespace) -> Path:
 # ---- a search and its epochs ----------------------------------------------------------------------------------------
 
 
-class Search:
-    """All that changes during a search, and so all that a checkpoint holds; what search.train_epoch works on.
+class Search(SearchState):
+    """A search of P-DARTS: also the candidates that are still on. ``epoch`` counts through all stages.
 
-    ``epoch`` counts through all stages. A stage has a supernet, alpha and optimizers of its own.
+    A stage has a supernet, alpha and optimizers of its own.
     """
 
-    tau = None  # no Gumbel softmax
-
     def __init__(self, args: argparse.Namespace, info: data.Info, device: torch.device) -> None:
-        self.args, self.info, self.device = args, info, device
-        self.epoch = self.step = 0
+        super().__init__(args, device)
+        self.info = info
         self.candidates: Candidates = {cell: [list(PRIMITIVES)] * EDGES for cell in CELL_TYPES}
-        self.train_average, self.arch_average = Average(device), Average(device)
         self.build_stage()
 
     @property
@@ -123,44 +121,17 @@ class Search:
         channels = args.init_channels + [0, *values_of(args.add_width, [0, 0])][stage]
         layers = args.layers + [0, *values_of(args.add_layers, [6, 12])][stage]
         stem = stem_for(self.info, args.dataset)
-        self.network = Network(channels, self.info.num_classes, layers, self.candidates, stem).to(self.device)
+        network = Network(channels, self.info.num_classes, layers, self.candidates, stem)
         num_ops = len(self.candidates["normal"][0])
-        self.architecture = nn.ParameterDict({cell: 1e-3 * torch.randn(EDGES, num_ops) for cell in CELL_TYPES})
-        self.architecture.to(self.device)
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay
-        )
-        self.arch_optimizer = torch.optim.Adam(
-            self.architecture.parameters(),
-            args.arch_learning_rate,
-            betas=(0.5, 0.999),
-            weight_decay=args.arch_weight_decay,
-        )
+        self.take(network, nn.ParameterDict({cell: 1e-3 * torch.randn(EDGES, num_ops) for cell in CELL_TYPES}))
 
     def state_dict(self) -> dict:
-        return {
-            "epoch": self.epoch,
-            "step": self.step,
-            "candidates": self.candidates,
-            "state_dict": self.network.state_dict(),
-            "architecture": self.architecture.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "arch_optimizer": self.arch_optimizer.state_dict(),
-            "averages": [self.train_average.state(), self.arch_average.state()],
-            "rng": utils.rng_state(),
-        }
+        return super().state_dict() | {"candidates": self.candidates}
 
     def load_state_dict(self, state: dict) -> None:
-        for key in ("epoch", "step", "candidates"):
-            setattr(self, key, state[key])
+        self.epoch, self.candidates = state["epoch"], state["candidates"]
         self.build_stage()
-        self.network.load_state_dict(state["state_dict"])
-        self.architecture.load_state_dict(state["architecture"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.arch_optimizer.load_state_dict(state["arch_optimizer"])
-        for average, sums in zip((self.train_average, self.arch_average), state["averages"], strict=True):
-            average.load(sums)
-        utils.set_rng_state(state["rng"])
+        super().load_state_dict(state)
 
     def start_epoch(self, run: Run) -> None:
         """Set the learning rate, a cosine over the stage, and the dropout of the skip connections."""
@@ -179,8 +150,7 @@ class Search:
 
     def next_epoch(self) -> None:
         """Go on to the next epoch; after the last of a stage drop candidates and build the next stage's supernet."""
-        self.epoch, self.step = self.epoch + 1, 0
-        self.train_average, self.arch_average = Average(self.device), Average(self.device)
+        super().next_epoch()
         if self.epoch_of_stage == 0:
             kept = self.args.num_to_keep[self.stage - 1]
             num_drop = self.architecture["normal"].shape[1] - kept
@@ -193,7 +163,7 @@ class Search:
     def move_subspace(self) -> None:
         """All candidates are active at every step."""
 
-    def weights(self, active: None = None, tau: None = None) -> dict[str, Tensor]:
+    def weights(self, active=None, tau=None) -> dict[str, Tensor]:
         """softmax(alpha) over the candidates of each edge."""
         return {cell: alpha.softmax(dim=-1) for cell, alpha in self.architecture.items()}
 
