@@ -4,6 +4,7 @@
     python evaluate.py --dataset cifar10 --arch DDSAS_cifar10 --model_path .weights/cifar10-best-97.61.pt
     python evaluate.py --dataset imagenet --data .data/imagenet --arch DDSAS_imagenet --model_path FILE
     torchrun --nproc_per_node 4 evaluate.py --dataset imagenet ...      # each process tests its share
+    python evaluate.py --model_path logs/RETRAIN_RUN --export onnx model.onnx       # or torchscript, pt2
     python evaluate.py --count --dataset imagenet             # no checkpoint: what each genotype's network costs
 
 A checkpoint is data: it is read with weights_only, and must fit the network exactly. What a checkpoint of ours says of
@@ -13,17 +14,19 @@ itself (dataset, genotype) need not be repeated; for others --arch is needed, an
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import math
 import re
 import statistics
 import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import data
 import genotypes
@@ -32,6 +35,8 @@ import search
 import utils
 from retrain import load_genotype
 from utils import UserError, number
+
+Run = Callable[[Tensor], Tensor]  # images -> logits
 
 
 def main(args: argparse.Namespace) -> dict | list[dict]:
@@ -45,7 +50,9 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     rank, world_size = utils.start_distributed(device)
     checkpoint, network = load_network(args)
     dataset, image_size = tested_on(args, checkpoint, network)
-    check_fits(args.model_path, network, data.lookup(dataset, image_size), dataset)
+    info = data.lookup(dataset, image_size)
+    check_fits(args.model_path, network, info, dataset)
+    exported = export(*args.export, network, info.image_size, args.json) if args.export and utils.is_main() else None
     test, info = data.test_data(
         dataset,
         args.data,
@@ -76,6 +83,8 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
         "loss": metrics.loss if math.isfinite(metrics.loss) else None,
         "images_per_second": metrics.count / (time.time() - started),
     }
+    if exported:
+        result["export"] = exported
     if utils.is_main():
         print(json.dumps(result) if args.json else describe(result))
     return result
@@ -203,6 +212,88 @@ def check_tensors(path: str, weights: dict[str, Tensor], expected: dict[str, Ten
             raise UserError(f"{path}: {name} is {weights[name].dtype}, expected {tensor.dtype}")
 
 
+# ---- export --------------------------------------------------------------------------------------------------------
+
+
+class Logits(nn.Module):
+    """A network that returns its logits alone."""
+
+    def __init__(self, network: model.Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
+
+
+def as_onnx(network: nn.Module, images: Tensor) -> tuple[bytes, Run]:
+    """An ONNX file, and what runs it: `input` images, `output` logits, both with a dimension `batch`."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401, used by torch.onnx
+    except ImportError as error:
+        raise UserError(f"--export onnx needs {error.name}: pip install onnx onnxscript onnxruntime") from None
+    names = {"input_names": ["input"], "output_names": ["output"], "dynamic_shapes": ({0: "batch"},)}
+    program = torch.onnx.export(network, (images,), dynamo=True, verbose=False, **names)
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+
+
+def as_torchscript(network: nn.Module, images: Tensor) -> tuple[bytes, Run]:
+    """A file for torch.jit.load, in C++ too, and what runs it."""
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(network, images), file)
+    file.seek(0)
+    return file.getvalue(), torch.jit.load(file)
+
+
+def as_pt2(network: nn.Module, images: Tensor) -> tuple[bytes, Run]:
+    """A file for torch.export.load(file).module(), and what runs it."""
+    file = io.BytesIO()
+    batch = torch.export.Dim("batch")
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=({0: batch},)), file)
+    file.seek(0)
+    return file.getvalue(), torch.export.load(file).module()
+
+
+EXPORTS = {"onnx": as_onnx, "torchscript": as_torchscript, "pt2": as_pt2}
+TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one
+
+
+@torch.no_grad()
+def export(kind: str, file: str, network: model.Network, image_size: int, quiet: bool = False) -> dict:
+    """Write the network as a file for other programs: images (batch, 3, size, size), normalised, to logits.
+
+    The file is run here on random images, in batches of other sizes than it was made with, and is written if its logits
+    are those of the network. UserError: what is wrong with the format, the path, or the logits.
+    """
+    path = Path(file)
+    if kind not in EXPORTS:
+        raise UserError(f"--export {kind}: expected one of {', '.join(EXPORTS)}, then the file to write")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--export {kind} {file}: expected the name of a file, in a folder that exists")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 3, image_size, image_size, generator=generator)
+    network = Logits(network).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated, and channels_last weights incomplete
+        content, run = EXPORTS[kind](network, images[:2])
+        found = torch.cat([run(part) for part in images.split([1, 6])])
+    expected = network(images)
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not difference <= TOLERANCE:  # nor NaN
+        raise UserError(f"--export {kind} {file}: not written, its logits are not the network's ({difference:.1e} off)")
+    utils.write_whole(path, content)
+    if not quiet:
+        shape, classes = f"(batch, 3, {image_size}, {image_size})", expected.shape[1]
+        print(
+            f"{file}: {kind}, {len(content) / 1e6:.1f} MB, images {shape} to logits (batch, {classes});"
+            f" was run, and its logits differ by {difference:.1e} of the largest"
+        )
+    return {"format": kind, "file": str(file), "largest_difference": difference}
+
+
 # ---- counting ------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +349,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", type=int, metavar="N", help="use GPU number N")
     parser.add_argument("--amp", action="store_true", help="bfloat16 on CUDA")
     parser.add_argument("--json", action="store_true", help="print the results as one line of json")
+    parser.add_argument("--export", nargs=2, metavar=("FORMAT", "FILE"),
+                        help="before the test write the network as onnx, torchscript or pt2")  # fmt: skip
     parser.add_argument("--count", action="store_true", help="test nothing: parameters and multiply-adds of genotypes")
     return parser
 
