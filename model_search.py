@@ -308,7 +308,9 @@ class DynamicSpace:
             self.active[kind] &= available
 
     def set_available(self, n: int) -> None:
-        """The first ``n`` primitives are available on every edge."""
+        """The first ``n`` primitives are available on every edge; ValueError if there is none but `none` among them."""
+        if not self.counted[:n].any() or n > len(self.primitives):
+            raise ValueError(f"cannot make {n} of {', '.join(self.primitives)} available: an edge needs an operation")
         for kind in CELL_TYPES:
             self.available[kind][:] = np.arange(len(self.primitives)) < n
             self.active[kind] &= self.available[kind]
@@ -321,7 +323,7 @@ class DynamicSpace:
         """Per node the two edges whose best available operation (not `none`) has the highest saliency, better first."""
         cells = {}
         for kind in CELL_TYPES:
-            s = np.where(self.counted, self.saliency[kind] * self.available[kind], -1)
+            s = np.where(self.counted & self.available[kind], self.saliency[kind], -np.inf)
             best, score = s.argmax(axis=1), s.max(axis=1)
             cell, first = [], 0
             for node in range(NODES):
