@@ -153,7 +153,7 @@ class SearchState:
             "architecture": self.architecture.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "arch_optimizer": self.arch_optimizer.state_dict(),
-            "averages": [self.train_average.sums, self.arch_average.sums],
+            "averages": [self.train_average.state(), self.arch_average.state()],
             "rng": utils.rng_state(),
         }
 
@@ -164,7 +164,7 @@ class SearchState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.arch_optimizer.load_state_dict(state["arch_optimizer"])
         for average, sums in zip((self.train_average, self.arch_average), state["averages"], strict=True):
-            average.sums.copy_(sums)
+            average.load(sums)
         utils.set_rng_state(state["rng"])
 
     def next_epoch(self) -> None:
