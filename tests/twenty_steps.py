@@ -1,0 +1,89 @@
+"""Twenty steps of a search, recorded; test_distributed.py runs it alone and under torchrun.
+
+The network computes in float64 with its BatchNorm in evaluation mode: in training mode it would normalise with the
+statistics of half a batch on each of two processes, which is another network than one with the whole batch.
+
+    torchrun --nproc_per_node 2 tests/twenty_steps.py OUT BATCH_SIZE
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import conftest  # noqa: F401  (puts the project's root on the path)
+import torch
+from torch import nn
+
+import data
+import search
+import utils
+
+STEPS = 20
+FLAGS = (
+    "--dataset fashion_mini --init_channels 2 --layers 3 --dss_freq 2 --rdss_prob 0.2 --gumbel --arch_learning_rate 0.1"
+    " --learning_rate 0.1 --drop_path_prob 0 --report_freq 5 --quiet --device cpu"
+)
+
+
+class Doubles:
+    """The first batches of a loader in float64, every fourth pixel of them."""
+
+    def __init__(self, loader: data.Loader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def epoch(self, *position):
+        return itertools.islice(self._changed(self.loader.epoch(*position)), STEPS)
+
+    def random(self, *position):
+        return self._changed(self.loader.random(*position))
+
+    def _changed(self, batches):
+        return ((x[:, :, ::4, ::4].double(), y) for x, y in batches)
+
+
+def twenty_steps(batch_size: int) -> dict:
+    """The losses and the active sets of every step, and the genotype; ``batch_size`` is per process."""
+    args = utils.parse(search.get_parser(), f"{FLAGS} --batch_size {batch_size}".split())
+    rank, world_size = utils.start_distributed(torch.device("cpu"))
+    utils.set_seed(args.seed)
+    train, valid, info = data.search_data(
+        args.dataset, ".", batch_size=batch_size, seed=args.seed, rank=rank, world_size=world_size
+    )
+    state = search.Search(args, info, torch.device("cpu"))
+    state.network.double()
+    state.architecture.double()
+    state.network.train = lambda mode=True: nn.Module.train(state.network, False)
+    record, global_batch = {"train": [], "arch": [], "active": []}, batch_size * world_size
+
+    def remember(state, *_) -> None:
+        for name, average in (("train", state.train_average), ("arch", state.arch_average)):
+            total, *_, images = utils.reduce_sum(average.sums.clone()).tolist()
+            assert images == global_batch * state.step
+            record[name].append((total - sum(record[name]) * global_batch) / global_batch)
+        record["active"].append({kind: search.bits(active) for kind, active in state.space.active.items()})
+
+    keep, search.leave_or_checkpoint = search.leave_or_checkpoint, remember  # called after every step
+    run = SimpleNamespace(log=lambda text: None)
+    try:
+        state.start_epoch(run)
+        search.train_epoch(state, Doubles(train), Doubles(valid), run, None)
+    finally:
+        search.leave_or_checkpoint = keep
+    utils.assert_same(
+        dict(state.architecture.named_parameters()) | dict(state.network.named_parameters()) | state.space.active
+    )
+    return record | {"genotype": str(state.space.genotype())}
+
+
+if __name__ == "__main__":
+    record = twenty_steps(int(sys.argv[2]))
+    if utils.is_main():
+        Path(sys.argv[1]).write_text(json.dumps(record))
+    utils.leave_distributed()
