@@ -12,9 +12,9 @@ started=$(clock)
     --dss_max_ops 28 \
     --dss_freq 15 \
     --batch_size 64 \
-    --epochs 4 \
+    --epochs 3 \
     --init_channels 8 \
-    --layers 5 \
+    --layers 3 \
     --arch_learning_rate 3e-3 \
     --report_freq 15 \
     --save "$run/search"
@@ -23,9 +23,9 @@ searched=$(clock)
     --dataset fashion_mini \
     --arch "$run/search" \
     --batch_size 64 \
-    --epochs 8 \
+    --epochs 7 \
     --init_channels 16 \
-    --layers 5 \
+    --layers 3 \
     --learning_rate 0.05 \
     --drop_path_prob 0 \
     --save "$run/retrain"
