@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -51,7 +52,10 @@ def drop_path(x: Tensor, p: float) -> Tensor:
 
 
 class AuxiliaryHead(nn.Module):
-    """The classifier behind cell 2*layers//3 that helps training (stride 3 on 8x8 inputs, 2 on ImageNet's 7x7)."""
+    """The classifier behind cell 2*layers//3 that helps training (stride 3 on 8x8 inputs, 2 on ImageNet's 7x7).
+
+    Its pooling leaves 2x2 there; on smaller inputs it averages to 2x2 whatever their size.
+    """
 
     def __init__(self, C: int, num_classes: int, stride: int, second_bn: bool) -> None:
         super().__init__()
@@ -68,7 +72,10 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(2).mean(-1))  # 1x1 at the standard sizes
+        relu, pool = self.features[:2]
+        small = min(x.shape[2:]) < pool.kernel_size + pool.stride
+        x = F.adaptive_avg_pool2d(relu(x), 2) if small else pool(relu(x))
+        return self.classifier(self.features[2:](x).flatten(2).mean(-1))  # 1x1 at the standard sizes
 
 
 class Network(nn.Module):

@@ -75,13 +75,9 @@ class Training:
         self.args, self.genotype, self.info, self.device = args, genotype, info, device
         self.init_channels = args.init_channels
         large = search.stem_for(info, args.dataset) == "imagenet"
-        if args.auxiliary and info.image_size < (smallest := 224 if large else 32):
-            raise UserError(f"--auxiliary needs images of at least {smallest} pixels, these have {info.image_size}")
         if args.mobile:
             if not large:
-                raise UserError(
-                    f"--mobile is for networks of large images, {args.dataset} has {info.image_size} pixels"
-                )
+                raise UserError(f"--mobile is for large images, {args.dataset} has {info.image_size} pixels: leave it out")
             self.init_channels = model.mobile_channels(genotype, args.layers, info.num_classes)
         extra = {"auxiliary_second_bn": args.auxiliary_second_bn} if large else {}
         self.network = (model.NetworkImageNet if large else model.NetworkCIFAR)(

@@ -47,9 +47,10 @@ def test_mobile_setting_of_ddsas_is_46_channels():
     assert mobile_channels(genotypes.load("DDSAS_imagenet"), 14) == 46
 
 
-@pytest.mark.parametrize("network", [NetworkCIFAR, NetworkImageNet])
-def test_auxiliary_head_speaks_in_training_only(network):
-    size = 32 if network is NetworkCIFAR else 224
+@pytest.mark.parametrize(
+    ("network", "size"), [(NetworkCIFAR, 32), (NetworkCIFAR, 16), (NetworkImageNet, 224), (NetworkImageNet, 64)]
+)
+def test_auxiliary_head_speaks_in_training_only(network, size):
     net = network(4, 7, 3, True, genotypes.load("DARTS_V2"))
     x = torch.rand(2, 3, size, size)
     logits, auxiliary_logits = net(x)
