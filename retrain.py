@@ -29,7 +29,7 @@ import search
 import utils
 from genotypes import Genotype
 from search import Watch
-from utils import Average, Run, Stop, UserError, number, progress
+from utils import Average, Run, Stop, UserError, number
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -77,7 +77,9 @@ class Training:
         large = search.stem_for(info, args.dataset) == "imagenet"
         if args.mobile:
             if not large:
-                raise UserError(f"--mobile is for large images, {args.dataset} has {info.image_size} pixels: leave it out")
+                raise UserError(
+                    f"--mobile is for large images, {args.dataset} has {info.image_size} pixels: leave it out"
+                )
             self.init_channels = model.mobile_channels(genotype, args.layers, info.num_classes)
         extra = {"auxiliary_second_bn": args.auxiliary_second_bn} if large else {}
         self.network = (model.NetworkImageNet if large else model.NetworkCIFAR)(
@@ -148,10 +150,10 @@ def linear_rate(epoch: int, epochs: int, first: float, last: float = 0.0) -> flo
 def train_epoch(training: Training, train: data.Loader, run: Run, stop: Stop) -> None:
     """One epoch over the training images, from training.step on."""
     args, epoch, started, first = training.args, training.epoch, time.time(), training.step
-    bar = progress(train.epoch(epoch, first), args.quiet, desc=f"epoch {epoch}", total=len(train), initial=first)
+    steps = search.bar(training, train.epoch(epoch, first), f"epoch {epoch}", len(train), first)
     watch = Watch(training.device, epoch)
     training.network.train()
-    for x, y in bar:
+    for x, y in steps:
         with search.autocast(args, training.device):
             logits, auxiliary_logits = utils.together(training.parallel, x)
             loss = objective = training.criterion(logits, y)
@@ -161,10 +163,8 @@ def train_epoch(training: Training, train: data.Loader, run: Run, stop: Stop) ->
         training.train_average.add(loss, logits, y)
         watch.add(training.step, objective, norm)
         training.step += 1
-        if training.step % args.report_freq == 0 or training.step == len(train):
-            watch.check()
-            speed = (training.step - first) * args.batch_size / (time.time() - started)
-            search.report(training, run, bar, speed, len(train))
+        speed = (training.step - first) * args.batch_size / (time.time() - started)
+        search.report(training, run, steps, watch, speed)
         search.leave_or_checkpoint(training, run, stop, watch, args)
 
 
