@@ -1,0 +1,202 @@
+"""The path of ImageNet on a small tree of real JPEGs: split, search, retraining, evaluation; alone and with torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import evaluate
+import genotypes
+import imagenet_split
+import model
+import retrain
+import search
+import utils
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = "--image_size 64 --init_channels 4 --layers 3 --workers 1 --device cpu"
+RUN = "--epochs 1 --report_freq 2 --quiet"
+NUM_TEST = 33
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """An ImageNet of ten classes: 15 training images each and 33 validation images, 64x64 to 80x64 JPEGs."""
+    root = tmp_path_factory.mktemp("imagenet")
+    with np.load(ROOT / "fashion_mini.npz") as arrays:
+        parts = {"train": (arrays["train_images"], arrays["train_labels"], 150)}
+        parts["val"] = (arrays["test_images"], arrays["test_labels"], NUM_TEST)
+    for part, (images, labels, total) in parts.items():
+        seen = [0] * 10
+        for index, label in enumerate(labels):
+            if seen[label] < total // 10 + (label < total % 10):
+                seen[label] += 1
+                path = root / part / f"n{label:08d}" / f"{part}_{index}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                width = 64 + 8 * (index % 3)
+                Image.fromarray(images[index]).convert("RGB").resize((width, 64), Image.BICUBIC).save(path, quality=90)
+        assert sum(seen) == total
+    arguments = ["--data", root, "--out", root / "split", "--train", "0.4", "--val", "0.2"]
+    imagenet_split.main(imagenet_split.get_parser().parse_args(list(map(str, arguments))))
+    assert len(list((root / "split").glob("train/*/*"))) == 60 and len(list((root / "split").glob("val/*/*"))) == 30
+    return root
+
+
+def two_processes(script: str, *arguments) -> str:
+    """A shell script under torchrun, from another folder; returns what it printed."""
+    environment = {"PYTHON": sys.executable, "TORCHRUN": "--standalone --nproc_per_node 2", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        ["bash", str(ROOT / "shell" / script), *map(str, arguments)],
+        env=os.environ | environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def here(module, *arguments):
+    """A script alone, inside this process."""
+    return module.main(utils.parse(module.get_parser(), [str(argument) for argument in arguments]))
+
+
+def history(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def check_search(folder: Path, steps: int) -> None:
+    (line,) = history(folder)
+    primitives = genotypes.SPACES["imagenet"].primitives
+    assert line["primitives"] == primitives and len(line["samplings"]) == -(-steps // 2)
+    for cell in ("normal", "reduce"):  # the first four primitives are available, and 28 of 56 active
+        assert line["available"][cell] == [0b1111] * 14 and line["active_ops"][cell] == 28
+    genotype = genotypes.load(str(folder))
+    assert {op for op, _ in genotype.normal} <= set(primitives[:4])
+    assert utils.load_checkpoint(folder / "checkpoint.pt")["epoch"] == 1
+
+
+def check_retraining(folder: Path) -> None:
+    (line,) = history(folder)
+    assert line["drop_path"] == 0 and 0 <= line["test_acc"] <= line["test_acc_top5"] <= 100
+    best, last = (utils.load_checkpoint(folder / name) for name in ("best.pt", "checkpoint.pt"))
+    assert best["epoch"] == last["epoch"] == 1 and best["best_acc_top1"] == line["test_acc"]
+    assert "auxiliary_head.classifier.weight" in last["state_dict"]
+    assert "auxiliary_head.features.6.weight" not in last["state_dict"]  # as in DDSAS
+
+
+def test_from_the_split_to_the_test_alone(tree, tmp_path):
+    flags = [*SMALL.split(), *RUN.split()]
+    found = here(search, *flags, *("--dataset", "imagenet", "--data", tree / "split", "--space_config", "imagenet"),
+                 *("--batch_size", 12, "--dss_freq", 2, "--save", tmp_path / "search"))  # fmt: skip
+    check_search(found, steps=5)
+    trained = here(retrain, *flags, *("--dataset", "imagenet", "--data", tree, "--arch", found, "--batch_size", 16),
+                   *"--auxiliary --label_smooth 0.1 --lr_scheduler linear --drop_path_prob 0 --save".split(),
+                   tmp_path / "retrain")  # fmt: skip
+    check_retraining(trained)
+    result = here(evaluate, "--model_path", trained, "--data", tree, "--workers", 0, "--batch_size", 8)
+    assert result["images"] == NUM_TEST and result["genotype"] == (found / "genotype.txt").read_text().strip()
+    (line,) = history(trained)
+    assert result["top1"] == pytest.approx(line["test_acc"])
+    assert result["loss"] == pytest.approx(line["test_loss"], rel=1e-4)
+
+
+def test_from_the_split_to_the_test_on_two_processes(tree, tmp_path):
+    flags = [*SMALL.split(), *RUN.split()]
+    two_processes("search_imagenet.sh", "--data", tree / "split", *flags, *("--batch_size", 6, "--dss_freq", 2),
+                  *("--save", tmp_path / "search"))  # fmt: skip
+    check_search(tmp_path / "search", steps=5)
+    two_processes("retrain_imagenet.sh", "--data", tree, *flags, *("--batch_size", 8, "--save", tmp_path / "retrain"),
+                  *("--arch", tmp_path / "search"))  # fmt: skip
+    check_retraining(tmp_path / "retrain")
+    test = ("--data", tree, "--model_path", tmp_path / "retrain", "--arch", tmp_path / "search", "--batch_size", 5)
+    two = json.loads(two_processes("eval_imagenet.sh", *test, *SMALL.split(), "--json"))
+    one = here(evaluate, *test, *SMALL.split(), "--dataset", "imagenet")
+    assert two["images"] == one["images"] == NUM_TEST  # an odd number: 17 and 16, none twice
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert (two["top1"], two["top5"]) == pytest.approx((one["top1"], one["top5"]))
+    (line,) = history(tmp_path / "retrain")
+    assert line["test_acc"] == pytest.approx(one["top1"])
+
+
+# ---- what retraining on ImageNet consists of (ddsas.md, section 5) -------------------------------------------------
+
+
+def settings(script: str) -> list[str]:
+    """The arguments that a shell script passes on."""
+    text = (ROOT / "shell" / script).read_text().replace("\\\n", " ")
+    return text[text.index("--dataset") : text.index('"$@"')].split()
+
+
+def retraining(*more: str, image_size: int = 224) -> retrain.Training:
+    """The state of retrain_imagenet.sh before its first epoch, for seven classes."""
+    args = utils.parse(retrain.get_parser(), [*settings("retrain_imagenet.sh"), *more])
+    info = data.Info(7, data.IMAGENET_MEAN, data.IMAGENET_STD, image_size=image_size)
+    return retrain.Training(args, retrain.load_genotype(args.arch), info, torch.device("cpu"))
+
+
+def test_learning_rates_of_the_250_epochs():
+    training = retraining("--init_channels", "4", "--layers", "3")
+    rates = []
+    for training.epoch in range(250):
+        training.start_epoch(None)
+        rates.append(training.optimizer.param_groups[0]["lr"])
+        assert training.network.drop_path_prob == 0
+    for e in range(5):  # warm-up: batches of 1024
+        assert rates[e] == pytest.approx(0.5 * (245 - e) / 245 * (e + 1) / 5)
+    for e in range(5, 245):
+        assert rates[e] == pytest.approx(0.5 * (245 - e) / 245)
+    assert rates[244:] == pytest.approx([0.5 * left / (245 * 5) for left in (5, 5, 4, 3, 2, 1)])
+    assert retrain.linear_rate(0, 1, 0.5) == 0.5  # a run of one epoch, to try things out
+
+    cosine = retraining("--init_channels", "4", "--layers", "3", "--lr_scheduler", "cosine", "--batch_size", "256")
+    cosine.start_epoch(None)
+    assert cosine.optimizer.param_groups[0]["lr"] == 0.5  # no warm-up for small batches
+    cosine.epoch = 125
+    cosine.start_epoch(None)
+    assert cosine.optimizer.param_groups[0]["lr"] == pytest.approx(0.25)
+
+
+def test_loss_optimizer_and_head_are_the_published_ones():
+    training = retraining("--layers", "3", "--init_channels", "4")
+    group = training.optimizer.param_groups[0]
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 3e-5)
+    assert training.criterion.label_smoothing == 0.1
+    assert (training.args.auxiliary_weight, training.args.grad_clip) == (0.4, 5)
+    assert (training.args.epochs, training.args.batch_size) == (250, 1024)
+    logits = torch.randn(6, 7)
+    y = torch.arange(6)
+    log_p = logits.log_softmax(1)
+    expected = -(0.9 * log_p.gather(1, y[:, None]).mean() + 0.1 * log_p.mean())
+    assert training.criterion(logits, y).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_training_images_are_jittered_and_test_images_are_not(tree):
+    train, test, info = data.train_data("imagenet", tree, batch_size=8, workers=0, image_size=64)
+    jitter = train.images.augmented.transforms[-1]
+    assert [jitter.brightness, jitter.contrast, jitter.saturation] == [(0.6, 1.4)] * 3
+    assert jitter.hue == (-0.2, 0.2)
+    assert not any(isinstance(t, type(jitter)) for t in test.images.centre.transforms)
+    for searched in data.search_data("imagenet", tree / "split", batch_size=8, workers=0, image_size=64)[:2]:
+        assert not any(isinstance(t, type(jitter)) for t in searched.images.augmented.transforms)
+    assert info.num_classes == 10
+
+
+def test_mobile_setting_gives_46_channels_and_is_for_large_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr(model, "mobile_channels", lambda *args: asked.append(args) or 4)
+    training = retraining("--mobile", "--layers", "3")
+    assert training.init_channels == 4 and training.state_dict()["init_channels"] == 4
+    assert asked == [(genotypes.load("DDSAS_imagenet"), 3, 7)]  # test_model.py: 46 for 14 cells and 1000 classes
+    with pytest.raises(utils.UserError, match="--mobile is for large images"):
+        retraining("--mobile", "--dataset", "folder", image_size=64)
