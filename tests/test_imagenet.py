@@ -1,4 +1,4 @@
-"""The path of ImageNet on a small tree of real JPEGs: split, search, retraining, evaluation; alone and with torchrun."""
+"""The path of ImageNet on a small tree of real JPEGs: split, search, retrain, evaluate; alone and with torchrun."""
 
 from __future__ import annotations
 
