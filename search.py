@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from tqdm import tqdm
 
 import data
 import genotypes
@@ -61,7 +63,10 @@ def main(args: argparse.Namespace) -> Path:
     run.genotype(str(genotype))
     run.log(f"genotype: {genotype}")
     if args.arch and utils.is_main():
-        genotypes.record(args.arch, genotype)
+        try:
+            genotypes.record(args.arch, genotype)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         run.log(f"recorded in genotypes.py as {args.arch}")
     run.log(f"retrain it with: python retrain.py --dataset {args.dataset} --arch {run.folder}")
     run.close()
@@ -91,7 +96,7 @@ def run_epochs(state, epochs: int, train: data.Loader, run: Run, train_epoch, fi
     ``state`` is a `Search`, that of train_search.py, or a retraining; ``train_epoch(stop)`` goes through one epoch of
     ``train``, ``finish_epoch()`` validates and returns the line of history.
     """
-    with Stop() as stop:
+    with Stop() as stop, bar(state, None, "epochs", epochs, state.epoch) as epochs_bar:
         while state.epoch < epochs:
             started, first_step = time.time(), state.step
             state.start_epoch(run)
@@ -107,12 +112,16 @@ def run_epochs(state, epochs: int, train: data.Loader, run: Run, train_epoch, fi
                     "peak_memory_mb": round(utils.peak_memory_mb(state.device)),
                 }
             )
-            write_tensorboard(run, line)
+            write_tensorboard(run, line, state, is_last=state.epoch + 1 == epochs)
             state.next_epoch()
             saved = state.state_dict()
             if line.get("best_acc") is not None and line["test_acc"] == line["best_acc"]:
                 run.checkpoint(saved, "best.pt")
             run.checkpoint(saved)
+            shown = {"valid_acc": "validation accuracy", "test_acc": "test accuracy", "best_acc": "best"}
+            shown = [f"{text} {line[name]:.1f}%" for name, text in shown.items() if line.get(name) is not None]
+            epochs_bar.set_postfix_str(", ".join(shown), refresh=False)
+            epochs_bar.update()
 
 
 # ---- the loop of one epoch -----------------------------------------------------------------------------------------
@@ -261,12 +270,10 @@ def train_epoch(search: Search, train: data.Loader, valid: data.Loader, run: Run
     """
     args, epoch, started = search.args, search.epoch, time.time()
     valid_batches = valid.random(epoch, search.step)
-    bar = progress(
-        train.epoch(epoch, search.step), args.quiet, desc=f"epoch {epoch}", total=len(train), initial=search.step
-    )
+    steps = bar(search, train.epoch(epoch, search.step), f"epoch {epoch}", len(train), search.step)
     watch, first = Watch(search.device, epoch), search.step
     search.network.train()
-    for x, y in bar:
+    for x, y in steps:
         active = search.move_subspace()
         arch_norm = None
 
@@ -293,9 +300,7 @@ def train_epoch(search: Search, train: data.Loader, valid: data.Loader, run: Run
 
         watch.add(search.step, loss, norm, arch_norm)
         search.step += 1
-        if search.step % args.report_freq == 0 or search.step == len(train):
-            watch.check()
-            report(search, run, bar, (search.step - first) * args.batch_size / (time.time() - started), len(train))
+        report(search, run, steps, watch, (search.step - first) * args.batch_size / (time.time() - started))
         leave_or_checkpoint(search, run, stop, watch, args)
 
 
@@ -496,20 +501,35 @@ def check_finite(epoch: int, where: str, loss: float, norm: float = 0.0, arch_no
         )
 
 
-def report(state, run: Run, bar, images_per_second: float, steps: int) -> None:
-    """Loss, accuracy and speed to the bar and the log; ``state`` has epoch, step and train_average."""
+def bar(state, iterable, name: str, total: int, initial: int) -> tqdm:
+    """A progress bar that fits into 80 columns; ``state`` has the arguments."""
+    shape = "{desc} {bar} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+    return progress(iterable, state.args.quiet, desc=name, total=total, initial=initial, bar_format=shape)
+
+
+def report(state, run: Run, steps: tqdm, watch: Watch, images_per_second: float) -> None:
+    """After a step: loss, accuracy and speed to the bar and, every --report_freq steps, to the log.
+
+    ``state`` has args, epoch, step and train_average. In between, a GPU or the other ranks would have to wait for it.
+    """
+    due = state.step % state.args.report_freq == 0 or state.step == steps.total
+    if due:
+        watch.check()
+    elif steps.disable or not watch.at_once or utils.world_size() > 1:
+        return
     train = state.train_average.read()
     images_per_second *= utils.world_size()
-    shown = {"loss": f"{train.loss:.3f}", "acc": f"{train.top1:.1f}%", "images/s": f"{images_per_second:.0f}"}
-    text = f"epoch {state.epoch} step {state.step}/{steps}: loss {train.loss:.4f}, accuracy {train.top1:.2f} %"
+    shown = f"loss {train.loss:.3f}, acc {train.top1:.1f}%, {images_per_second:.0f} images/s"
+    text = f"epoch {state.epoch} step {state.step}/{steps.total}: loss {train.loss:.4f}, accuracy {train.top1:.2f} %"
     if space := getattr(state, "space", None):
         counts = {kind: int(space.active[kind].sum()) for kind in CELL_TYPES}
-        shown["active"] = f"{counts['normal']}+{counts['reduce']}"
+        shown += f", ops {counts['normal']}+{counts['reduce']}"
         text += f", active operations {counts['normal']} + {counts['reduce']}"
         if state.samplings:
             text += f" ({state.samplings[-1]['changed']} changed at the last sampling)"
-    bar.set_postfix(shown, refresh=False)
-    run.log(f"{text}, {images_per_second:.0f} images/s")
+    steps.set_postfix_str(shown, refresh=False)
+    if due:  # on a terminal the bar says it
+        run.log(f"{text}, {images_per_second:.0f} images/s", screen=steps.disable or not sys.stdout.isatty())
 
 
 def leave_or_checkpoint(state, run: Run, stop: Stop, watch: Watch, args: argparse.Namespace) -> None:
@@ -589,30 +609,66 @@ def entropy(alpha: Tensor) -> float:
     return float(-(p * p.log()).sum(-1).mean())
 
 
-def write_tensorboard(run: Run, line: dict) -> None:
-    """An epoch's numbers, heat maps and cells as TensorBoard events."""
+TAGS = {  # the names of history.jsonl, as TensorBoard groups them
+    "train_loss": "loss/train",
+    "arch_loss": "loss/architecture",
+    "valid_loss": "loss/valid",
+    "test_loss": "loss/test",
+    "train_acc": "accuracy/train",
+    "valid_acc": "accuracy/valid",
+    "test_acc": "accuracy/test",
+    "test_acc_top5": "accuracy/test_top5",
+    "best_acc": "accuracy/best",
+    "lr": "learning_rate/weights",
+    "tau": "schedule/tau",
+    "stage": "schedule/stage",
+    "dropout": "schedule/dropout",
+    "drop_path": "schedule/drop_path",
+}
+
+
+def write_tensorboard(run: Run, line: dict, state, is_last: bool) -> None:
+    """An epoch's numbers, heat maps and cells as TensorBoard events; with the last one the hyperparameters."""
     if not utils.is_main():
         return
     board, epoch = run.tensorboard, line["epoch"]
-    for name, value in line.items():
-        if isinstance(value, (int, float)) and name != "epoch":
-            board.add_scalar(name, value, epoch)
-        elif name in ("alpha_entropy", "active_ops"):
-            for kind, number_of_kind in value.items():
-                board.add_scalar(f"{name}/{kind}", number_of_kind, epoch)
+    scalars = {tag: line[name] for name, tag in TAGS.items() if line.get(name) is not None}
+    if hasattr(state, "arch_optimizer"):
+        scalars["learning_rate/architecture"] = state.arch_optimizer.param_groups[0]["lr"]
+    for name in ("alpha_entropy", "active_ops"):
+        scalars |= {f"{name}/{kind}": value for kind, value in line.get(name, {}).items()}
     if line.get("samplings"):
-        changed = [sampling["changed"] for sampling in line["samplings"]]
-        board.add_scalar("operations changed per sampling", float(np.mean(changed)), epoch)
-    for name in ("saliency", "visits"):
-        for kind, values in line.get(name, {}).items():
-            heat = np.kron(np.array(values), np.ones((16, 16)))
-            board.add_image(f"{name} {kind}", heat / max(heat.max(), 1e-12), epoch, dataformats="HW")
-    if "genotype" in line:  # retraining has but one
+        changed = np.array([sampling["changed"] for sampling in line["samplings"]])
+        scalars["active_ops/changed_per_sampling"] = changed.mean()
+        board.add_histogram("active_ops/changed_at_each_sampling", changed, epoch)
+    for tag, value in scalars.items():
+        board.add_scalar(tag, value, epoch)
+    if "genotype" in line:  # a search
         import visualize  # matplotlib is slow to import, and only needed here
 
+        for name in ("saliency", "visits"):
+            if name in line:
+                board.add_figure(name, visualize.heat_figure(line[name], line["primitives"]), epoch)
         if (picture := visualize.cell_image(genotypes.parse(line["genotype"]))) is not None:
             board.add_image("cells", picture, epoch, dataformats="HWC")
+    if is_last:
+        write_hyperparameters(
+            board, state.args, [tag for tag in scalars if tag.startswith(("loss", "accuracy"))], epoch
+        )
     board.flush()
+
+
+def write_hyperparameters(board, args: argparse.Namespace, metrics: list[str], epoch: int) -> None:
+    """The arguments for TensorBoard's table of runs; its metrics are the last values of these scalars.
+
+    SummaryWriter.add_hparams would make one more run, with one more copy of the scalars.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    given = {name: value for name, value in vars(args).items() if name not in utils.HARMLESS | {"given", "save"}}
+    plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in given.items()}
+    for summary in hparams(plain, dict.fromkeys(metrics)):
+        board.file_writer.add_summary(summary, epoch)
 
 
 # ---- arguments -----------------------------------------------------------------------------------------------------

@@ -401,6 +401,7 @@ class Run:
         self.folder, self.script, self.quiet = folder, script, args.quiet
         self.lines = {"history.jsonl": 0, "timing.jsonl": 0}  # lines written so far
         self._tensorboard: Any = None
+        self._purge_step = 0  # TensorBoard forgets what an earlier process wrote from this step on
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
@@ -464,12 +465,12 @@ class Run:
         python = "python" if world_size() == 1 else f"torchrun --nproc_per_node {os.environ['LOCAL_WORLD_SIZE']}"
         return f"{python} {self.script} --resume {shlex.quote(str(self.folder))}"
 
-    def log(self, text: str, always: bool = False) -> None:
-        """One line to log.txt with the time, and to the screen unless --quiet (`always`: even then)."""
+    def log(self, text: str, always: bool = False, screen: bool = True) -> None:
+        """One line to log.txt with the time, and with `screen` to it unless --quiet (`always`: even then)."""
         if is_main():
             with open(self.folder / "log.txt", "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-            if always or not self.quiet:
+            if always or (screen and not self.quiet):
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
 
@@ -505,6 +506,7 @@ class Run:
         if state is not None and "lines" not in state:
             raise UserError(f"{path}: not the checkpoint of a run, it has {', '.join(map(str, state))[:80]}")
         self.lines = dict(state["lines"]) if state else dict.fromkeys(self.lines, 0)
+        self._purge_step = self.lines["history.jsonl"]
         if is_main():
             for name, count in self.lines.items():
                 self._cut(self.folder / name, count)
@@ -517,7 +519,7 @@ class Run:
         if self._tensorboard is None and is_main():
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            self._tensorboard = SummaryWriter(str(self.folder), purge_step=self.lines["history.jsonl"] or None)
+            self._tensorboard = SummaryWriter(str(self.folder), purge_step=self._purge_step)
         return self._tensorboard or _Silent()
 
     def close(self) -> None:
@@ -662,7 +664,8 @@ class Stop:
     def exit(self, resume_command: str) -> None:
         """Print how to go on, as the last line, and leave with 143 (SIGTERM) or 130 (SIGINT)."""
         if is_main():
-            print(f"stopped; this goes on with it:\n{resume_command}", flush=True)
+            tqdm.write(f"stopped; this goes on with it:\n{resume_command}", file=sys.stdout)  # above the bars
+            sys.stdout.flush()
         leave_distributed()
         sys.exit(128 + self.signal)
 

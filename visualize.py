@@ -510,6 +510,24 @@ def subspace_figure(run: Run) -> Figure:
     return figure
 
 
+@matplotlib.rc_context(RC)
+def heat_figure(values: dict[str, list[list[float]]], ops: list[str]) -> Figure:
+    """A table of numbers for each cell type, (14 edges, operations), as colours: rows are edges, columns operations."""
+    figure = Figure((WIDTH, 4.2), layout="constrained", dpi=100)
+    axes = figure.subplots(1, 2, sharey=True)
+    highest = max(np.max(values[cell]) for cell in CELLS)
+    for axis, cell in zip(axes, CELLS, strict=True):
+        picture = axis.imshow(values[cell], vmin=0, vmax=highest or 1, cmap="viridis", aspect="auto")
+        axis.set_title(CELL_TITLES[cell], loc="left")
+        axis.set_xticks(range(len(ops)), [LOOK[op].label for op in ops], rotation=45, ha="right")
+        axis.tick_params(length=0)
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    axes[0].set_yticks(range(len(edge_list())), [f"{source_name(source)} → {node}" for node, source in edge_list()])
+    figure.colorbar(picture, ax=axes, shrink=0.9).outline.set_visible(False)
+    return figure
+
+
 def _colored(active: np.ndarray, available: np.ndarray, ops: list[str]) -> np.ndarray:
     """An RGBA picture, time to the right: a row for each operation of each edge, a transparent one after each edge.
 
