@@ -9,6 +9,7 @@ this file and run ``python retrain.py --arch MY_CELL``.
 from __future__ import annotations
 
 import ast
+import builtins
 import keyword
 from collections import namedtuple
 from pathlib import Path
@@ -328,7 +329,9 @@ def validate(genotype: Genotype) -> Genotype:
         if not isinstance(concat, (list, tuple, range)) or not concat or len(set(map(repr, concat))) != len(concat):
             raise ValueError(f"{kind}_concat must list the nodes that form the output, each once, such as range(2, 6)")
         if any(type(node) is not int or not 2 <= node < 2 + NODES for node in concat):
-            raise ValueError(f"{kind}_concat must list intermediate nodes, 2 to {1 + NODES}; got {list(concat)}")
+            raise ValueError(
+                f"{kind}_concat must list intermediate nodes, 2 to {1 + NODES}; got {shown(str(list(concat)))}"
+            )
     plain = [[(op, source) for op, source in edges] for edges in (genotype.normal, genotype.reduce)]
     return Genotype(plain[0], _concat(genotype.normal_concat), plain[1], _concat(genotype.reduce_concat))
 
@@ -350,15 +353,16 @@ FOUND = "# Found by searches of this repository (search.py --arch NAME writes be
 
 def check_name(name: str) -> None:
     """ValueError unless a search may record its result in this file as ``name``."""
-    if not name.isidentifier() or keyword.iskeyword(name):
+    if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
         raise ValueError(f"--arch {shown(name)}: a search records its genotype under a Python name, such as MY_CELL")
     published = Path(__file__).read_text().split(f"\n{FOUND}\n")[0]
-    if name in globals() and f"\n{name} = " in published or name in globals() and name not in names():
+    taken = name in globals() and (f"\n{name} = " in published or name not in names())
+    if taken or hasattr(builtins, name):  # range = Genotype(...) would be the end of this file
         raise ValueError(f"--arch {name}: this name is taken in genotypes.py; choose one of your own")
 
 
 def record(name: str, genotype: Genotype, path: str | Path = __file__) -> None:
-    """Write ``name = Genotype(...)`` below the line FOUND of genotypes.py; a line of that name there is replaced.
+    """Write ``name = Genotype(...)`` at the end of genotypes.py; what has that name below the line FOUND is replaced.
 
     The file is replaced as a whole, so a reader never sees half of it.
     """
@@ -371,10 +375,17 @@ def record(name: str, genotype: Genotype, path: str | Path = __file__) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # searches that end together all keep their line
-        head, _, found = path.read_text().partition(f"\n{FOUND}\n")
-        lines = [line for line in found.strip().splitlines() if not line.startswith(f"{name} = ")]
-        lines.append(f"{name} = {genotype}")
-        write_whole(path, "\n".join([head.rstrip() + "\n\n", FOUND, *lines]) + "\n")
+        text = path.read_text().rstrip()
+        lines = text.split("\n")
+        if FOUND not in lines:
+            lines += ["", "", FOUND]
+        for node in reversed(ast.parse(text).body):  # one may be of many lines, formatted or written by hand
+            own = isinstance(node, ast.Assign) and node.lineno > lines.index(FOUND)
+            if own and ast.unparse(node.targets[0]) == name:
+                del lines[node.lineno - 1 : node.end_lineno]
+        write_whole(path, "\n".join([*lines, f"{name} = {genotype}"]) + "\n")
+    except SyntaxError as error:
+        raise ValueError(f"{path} has a mistake in line {error.lineno}: {name} = {genotype} not recorded") from None
     finally:
         os.close(folder)
 

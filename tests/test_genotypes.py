@@ -1,0 +1,346 @@
+"""Genotypes as people write them: what is read, what is refused, and how a search records what it has found."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import genotypes
+from genotypes import NODES, PRIMITIVES, Genotype
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLISHED = ("DDSAS_cifar10", "DDSAS_cifar100", "DDSAS_imagenet", "PDARTS", "DARTS_V1", "DARTS_V2")
+
+OPS = st.sampled_from(PRIMITIVES[1:])
+CELLS = st.tuples(*(st.tuples(OPS, st.integers(0, 1 + index // 2)) for index in range(2 * NODES))).map(list)
+CONCATS = st.one_of(
+    st.just(range(2, 6)),
+    st.lists(st.integers(2, 5), min_size=1, max_size=4, unique=True).filter(lambda c: c != [2, 3, 4, 5]),
+)
+GENOTYPES = st.builds(Genotype, CELLS, CONCATS, CELLS, CONCATS)
+
+
+def is_buildable(genotype: Genotype) -> bool:
+    """What `validate` promises, written a second time."""
+    for cell, concat in ((genotype.normal, genotype.normal_concat), (genotype.reduce, genotype.reduce_concat)):
+        if len(cell) != 8 or not set(concat) <= {2, 3, 4, 5} or len(concat) != len(set(concat)) or not concat:
+            return False
+        for index, (op, source) in enumerate(cell):
+            if op not in set(PRIMITIVES) - {"none"} or source not in range(2 + index // 2) or type(source) is not int:
+                return False
+    return True
+
+
+# --- nothing is executed ----------------------------------------------------------------------------------------------
+
+executed: list[str] | None = None  # while it is a list: what Python does beside parsing
+
+
+def watch(event: str, args: tuple) -> None:
+    parsing = event == "compile" or event == "open" and args[0] == "<unknown>"  # the line of a syntax error
+    if executed is not None and not parsing:
+        executed.append(event)
+
+
+sys.addaudithook(watch)
+
+
+def parse(text: str) -> Genotype | None:
+    """The genotype, None if it is refused with a ValueError of one line; fails if anything is executed."""
+    global executed
+    executed = []
+    try:
+        genotype = genotypes.parse(text)
+    except ValueError as error:
+        genotype, message = None, str(error)
+        assert "\n" not in message and len(message) < 400
+    finally:
+        events, executed = executed, None
+    assert not events
+    assert genotype is None or is_buildable(genotype)
+    return genotype
+
+
+LITERAL = str(genotypes.DDSAS_cifar10)
+CODE = "__import__('os').system('touch /tmp/executed')"
+HOSTILE = {
+    "call": LITERAL.replace("range(2, 6)", CODE, 1),
+    "source": LITERAL.replace("0", CODE, 1),
+    "operation": LITERAL.replace("'skip_connect'", f"({CODE}, 'skip_connect')[1]"),
+    "after": f"{LITERAL}; {CODE}",
+    "before": f"{CODE}\n{LITERAL}",
+    "comprehension": LITERAL.replace("range(2, 6)", "[i for i in range(2, 6)]", 1),
+    "lambda": f"Genotype(normal=(lambda: {CODE})(), normal_concat=[2], reduce=[], reduce_concat=[2])",
+    "f-string": LITERAL.replace("'skip_connect'", f'f"{{{CODE}}}"', 1),
+    "star": "Genotype(*[1, 2, 3, 4])",
+    "keywords": "Genotype(**{'normal': 1})",
+    "attribute": LITERAL.replace("Genotype(", "Genotype.__class__(", 1),
+    "other name": LITERAL.replace("Genotype(", "eval(", 1),
+    "other call": LITERAL.replace("range(", "exit(", 1),
+    "walrus": f"(Genotype := {CODE})",
+    "decorator": f"@{CODE}\ndef f(): pass",
+    "huge range": LITERAL.replace("range(2, 6)", "range(0, 10**12)", 1),
+    "large range": LITERAL.replace("range(2, 6)", "range(0, 1000000000000)", 1),
+    "huge number": LITERAL.replace("0", "9" * 5000, 1),
+    "power": LITERAL.replace("0", "9**9**9", 1),
+    "deep": "(" * 4000 + ")" * 4000,
+    "deep list": LITERAL.replace("range(2, 6)", "[" * 150 + "2" + "]" * 150, 1),
+    "minus": LITERAL.replace("0", "-" * 4000 + "1", 1),
+    "plus": LITERAL.replace("0", "+".join("1" * 2000), 1),
+    "zero byte": LITERAL + "\0",
+    "long": LITERAL + " " * 10_000 + ";",
+    "endless": "Genotype(" * 1000,
+    "true as a source": LITERAL.replace("0", "True", 1),
+    "float as a source": LITERAL.replace("0", "0.0", 1),
+    "step of zero": LITERAL.replace("range(2, 6)", "range(2, 6, 0)", 1),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_code_and_bombs_are_refused(name):
+    started = time.time()
+    text = HOSTILE[name]
+    assert text != LITERAL and parse(text) is None
+    with pytest.raises(ValueError):
+        genotypes.load(text)
+    assert time.time() - started < 2 and not Path("/tmp/executed").exists()
+
+
+@settings(deadline=None)
+@given(
+    st.one_of(
+        st.text(), st.text().map(lambda text: f"Genotype({text})"), st.binary().map(lambda data: data.decode("latin-1"))
+    )
+)
+def test_any_text_is_a_genotype_or_refused(text):
+    parse(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_mutated_literal_is_a_genotype_or_refused(data):
+    tokens = [
+        *PRIMITIVES,
+        *"0123456789()[],='\"-+*.:{} \n\0#",
+        "range",
+        "None",
+        "True",
+        "lambda:",
+        "...",
+        "1e999",
+        "x",
+        "**",
+        "é",
+    ]
+    text = LITERAL
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = min(len(text), start + data.draw(st.integers(0, 6)))
+        text = text[:start] + data.draw(st.sampled_from(["", *tokens])) + text[end:]
+    parse(text)
+
+
+LITERALS = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-3, 9), st.floats(), st.sampled_from(PRIMITIVES), st.binary(max_size=3)
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=9),
+        st.tuples(inner, inner),
+        st.dictionaries(st.integers(0, 9), inner),
+        st.sets(st.integers()),
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(GENOTYPES, st.sampled_from(Genotype._fields), st.data())
+def test_genotype_with_any_other_value_in_it_is_buildable_or_refused(genotype, field, data):
+    value = getattr(genotype, field)
+    other = data.draw(LITERALS)
+    if data.draw(st.booleans()) and isinstance(value, list):  # a part of the field
+        index = data.draw(st.integers(0, len(value) - 1))
+        if field in ("normal", "reduce") and data.draw(st.booleans()):
+            pair = list(value[index])
+            pair[data.draw(st.integers(0, 1))] = other
+            other = tuple(pair)
+        other = [*value[:index], other, *value[index + 1 :]]
+    genotype = genotype._replace(**{field: other})
+    try:
+        assert is_buildable(genotypes.validate(genotype))
+    except ValueError as error:
+        assert "\n" not in str(error)
+    parse(str(genotype))
+
+
+# --- what people have at hand -----------------------------------------------------------------------------------------
+
+
+@given(GENOTYPES)
+def test_a_genotype_survives_the_round_trip(genotype):
+    assert genotypes.parse(str(genotype)) == genotype == genotypes.load(str(genotype))
+    assert genotypes.parse(f" MY_CELL = {genotype}\n") == genotype
+    fields = ", ".join(f"\n    {value!r}" for value in genotype)
+    assert genotypes.parse(f"Genotype({fields},\n)  # by hand") == genotype
+
+
+def test_names_files_and_run_folders_are_found(tmp_path):
+    for name in PUBLISHED:
+        assert genotypes.load(name) == getattr(genotypes, name) and name in genotypes.names()
+    (tmp_path / "genotype.txt").write_text(f"{genotypes.PDARTS}\n")
+    for place in (tmp_path, tmp_path / "genotype.txt", f"  {tmp_path}/\n"):
+        assert genotypes.load(place) == genotypes.PDARTS
+
+
+def test_what_holds_no_genotype_is_named(tmp_path):
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "code.py").write_text(CODE)
+    (tmp_path / "empty").mkdir()
+    with open(tmp_path / "huge", "wb") as file:
+        file.truncate(50 << 30)  # sparse
+    os.mkfifo(tmp_path / "pipe")
+    paths = [str(path) for path in tmp_path.iterdir()]
+    for text in (*paths, "", "DDSAS", "PRIMITIVES", "load", "Genotype", "ast", "a\0b", "x" * 5000, "é/\ud800", "."):
+        with pytest.raises(ValueError, match="no genotype|not a genotype") as refused:
+            genotypes.load(text)
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("'skip_connect'", "'none'"), "unknown operation 'none'"),
+        (("'skip_connect'", "'conv'"), "unknown operation 'conv'; known are max_pool_3x3"),
+        (("0)", "2)"), "source 2 of node 2 must be 0 to 1"),
+        (("0)", "-1)"), "source -1"),
+        (("range(2, 6)", "range(1, 6)"), "intermediate nodes, 2 to 5"),
+        (("range(2, 6)", "[2, 2]"), "each once"),
+        (("range(2, 6)", "[]"), "nodes that form the output"),
+        (("normal=[", "normal=[('skip_connect', 0), "), "the normal cell needs 8"),
+        (("reduce=[", "reduce=[('skip_connect', 0, 1), "), "the reduce cell needs 8"),
+        (("normal=", "norm="), "expected Genotype(normal="),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    with pytest.raises(ValueError) as refused:
+        genotypes.load(LITERAL.replace(*change, 1))
+    assert message in str(refused.value)
+
+
+# --- recording --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """A copy of genotypes.py."""
+    path = tmp_path / "genotypes.py"
+    path.write_bytes((ROOT / "genotypes.py").read_bytes())
+    return path
+
+
+def load_copy(path: Path):
+    spec = importlib.util.spec_from_file_location("copy_of_genotypes", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_recorded_genotype_is_there_beside_the_others(copy):
+    before = copy.read_text().rstrip()
+    genotypes.record("MY_CELL", genotypes.DARTS_V1, copy)
+    genotypes.record("OTHER", genotypes.PDARTS._replace(normal_concat=[4, 5]), copy)
+    assert copy.read_text().startswith(before)
+    module = load_copy(copy)
+    assert module.load("MY_CELL") == genotypes.DARTS_V1 and module.load("OTHER").normal_concat == [4, 5]
+    assert all(module.load(name) == genotypes.load(name) for name in PUBLISHED)
+
+
+def test_a_name_recorded_again_is_replaced_even_if_edited_by_hand(copy):
+    genotypes.record("A", genotypes.DARTS_V1, copy)
+    with copy.open("a") as file:
+        pairs = ",\n        ".join(map(repr, genotypes.PDARTS.normal))
+        file.write(f"# mine\nB = Genotype(\n    normal=[\n        {pairs},\n    ],\n    normal_concat=range(2, 6),\n")
+        file.write(f"    reduce={genotypes.PDARTS.reduce},\n    reduce_concat=range(2, 6),\n)\n")
+    genotypes.record("A", genotypes.DARTS_V2, copy)
+    genotypes.record("B", genotypes.DARTS_V1, copy)
+    module = load_copy(copy)
+    assert (module.A, module.B) == (genotypes.DARTS_V2, genotypes.DARTS_V1)
+    text = copy.read_text()
+    assert (
+        text.count("\nA = ")
+        == text.count("\nB = ")
+        == text.count("\n# mine\n")
+        == text.count(f"\n{genotypes.FOUND}\n")
+        == 1
+    )
+
+
+def test_a_file_with_a_mistake_is_left_as_it_is(copy):
+    with copy.open("a") as file:
+        file.write("B = Genotype(\n")
+    before = copy.read_bytes()
+    with pytest.raises(ValueError, match="mistake in line .*A = Genotype"):
+        genotypes.record("A", genotypes.PDARTS, copy)
+    assert copy.read_bytes() == before
+
+
+def test_killed_while_recording_leaves_a_whole_file_with_all_before(copy):
+    draw, context, done = random.Random(3), multiprocessing.get_context("fork"), set()
+    for _ in range(12):
+        process = context.Process(target=record_many, args=(copy,))
+        process.start()
+        time.sleep(0.02 + 0.1 * draw.random())
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        module = load_copy(copy)
+        found = {name for name in module.names() if name.startswith("CELL_")}
+        assert found >= done and all(module.load(name) for name in PUBLISHED)
+        done = found
+    assert done
+
+
+def record_many(path: Path) -> None:
+    for number in range(10_000):
+        genotypes.record(f"CELL_{number % 40}", genotypes.PDARTS, path)
+
+
+def test_searches_that_end_together_all_keep_their_lines(copy):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=record_few, args=(copy, letter)) for letter in "ABCD"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert {f"{letter}{number}" for letter in "ABCD" for number in range(8)} <= set(load_copy(copy).names())
+
+
+def record_few(path: Path, letter: str) -> None:
+    for number in range(8):
+        genotypes.record(f"{letter}{number}", genotypes.PDARTS, path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*PUBLISHED, "load", "PRIMITIVES", "Genotype", "ast", "range", "print", "_x", "a b", "class", "", "1a", "a\nb"],
+)
+def test_names_that_would_break_the_file_are_refused(name):
+    with pytest.raises(ValueError, match="--arch"):
+        genotypes.check_name(name)
+
+
+def test_a_name_of_ones_own_is_fine():
+    genotypes.check_name("MY_CELL")
+    assert isinstance(ast.parse(f"MY_CELL = {genotypes.PDARTS}"), ast.Module)
