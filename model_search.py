@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genotypes import EDGES, NODES, Genotype
-from operations import OPS, FactorizedReduce, Identity, Node, Pool, ReLUConvBN
+from operations import OPS, FactorizedReduce, Identity, Node, Pool, ReLUConvBN, Term, weighted_sum
 
 CELL_TYPES = ("normal", "reduce")
 
@@ -32,14 +32,10 @@ class MixedOp(nn.Module):
         self.stride = stride
         self.computed = [k for k, primitive in enumerate(primitives) if primitive != "none"]
 
-    def forward(self, source: Node, weights: list[Tensor], active: list[int] | None) -> Tensor | None:
-        """sum over active k of weights[k] * op_k(source); None if that is nothing but `none`."""
-        total = None
-        for k in self.computed if active is None else active:
-            if k in self.computed:
-                y = self._ops[k](source, weights[k])
-                total = y if total is None else total.add_(y)
-        return total
+    def terms(self, source: Node, weights: list[Tensor], active: list[int] | None) -> list[tuple[Term, Tensor]]:
+        """(operation's output, its weight) of the active candidates other than `none`."""
+        chosen = self.computed if active is None else [k for k in active if k in self.computed]
+        return [(self._ops[k].term(source), weights[k]) for k in chosen]
 
 
 class Cell(nn.Module):
@@ -69,16 +65,14 @@ class Cell(nn.Module):
         nodes = [Node(self.preprocess0(s0)), Node(self.preprocess1(s1))]
         edge = 0
         for _ in range(NODES):
-            total = None
-            for source in nodes[:]:
-                y = self._ops[edge](source, weights[edge], None if active is None else active[edge])
-                if y is not None:
-                    total = y if total is None else total.add_(y)
+            terms = []
+            for source in nodes:
+                terms += self._ops[edge].terms(source, weights[edge], None if active is None else active[edge])
                 edge += 1
-            if total is None:  # every incoming edge is `none`
-                stride = self._ops[edge - 1 - len(nodes)].stride
-                total = torch.zeros_like(nodes[0].x[:, :, ::stride, ::stride])
-            nodes.append(Node(total))
+            if not terms:  # every incoming edge is `none`
+                stride = self._ops[edge - len(nodes)].stride
+                terms = [(Term(torch.zeros_like(nodes[0].x[:, :, ::stride, ::stride])), weights[edge - 1][0])]
+            nodes.append(Node(weighted_sum(*zip(*terms, strict=True))))
         return Node(torch.cat([node.x for node in nodes[2:]], dim=1))
 
 

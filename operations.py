@@ -11,6 +11,7 @@ backward passes of their own.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +41,21 @@ class Node:
     def relu(self) -> Tensor:
         return F.relu(self.x)
 
+    @cached_property
+    def even(self) -> Tensor:
+        """The pixels of the ReLU in even rows and columns."""
+        return EverySecond.apply(self.relu, 0)
+
+    @cached_property
+    def odd(self) -> Tensor:
+        return EverySecond.apply(self.relu, 1)
+
     def pooled(self, pool: nn.Module) -> Tensor:
         """pool(x); the same tensor for every pooling layer of this kind and stride."""
         key = (type(pool), pool.stride)
         if key not in self._pooled:
-            self._pooled[key] = pool(self.x)
+            by_convolution = by_hand(self.x) and isinstance(pool, nn.AvgPool2d) and pool.stride == 1
+            self._pooled[key] = average(self.x) if by_convolution else pool(self.x)
         return self._pooled[key]
 
     def pooled_normalised(self, pool: nn.Module, bn: nn.BatchNorm2d) -> Tensor:
@@ -56,7 +67,7 @@ class Node:
             )
             self._pooled[key] = y, mean.detach(), inverse_std.detach() ** -2 - bn.eps
         y, mean, variance = self._pooled[key]
-        move_running_statistics(bn, mean, variance, y.numel() // y.shape[1])
+        move_running_statistics([bn], [mean], [variance.clone()], y.numel() // y.shape[1])
         return y
 
 
@@ -64,57 +75,71 @@ def as_node(x: Tensor | Node) -> Node:
     return x if isinstance(x, Node) else Node(x)
 
 
-def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if scale is None else x * scale
+class Term(NamedTuple):
+    """An operation's output bn(conv(x)), not computed yet; without conv and bn it is x."""
+
+    x: Tensor
+    conv: nn.Conv2d | None = None  # 1x1
+    bn: nn.Module | None = None
 
 
-class Zero(nn.Module):
+class Operation(nn.Module):
+    """A candidate operation of an edge."""
+
+    def term(self, source: Node) -> Term:
+        """The operation up to its last convolution."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor | Node) -> Tensor:
+        return evaluate(self.term(as_node(x)))
+
+
+class Zero(Operation):
     """`none`: zeros. The supernet never calls it."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
 
-    def forward(self, x: Tensor | Node, scale: Tensor | None = None) -> Tensor:
-        return torch.zeros_like(as_node(x).x[:, :, :: self.stride, :: self.stride])
+    def term(self, source: Node) -> Term:
+        return Term(torch.zeros_like(source.x[:, :, :: self.stride, :: self.stride]))
 
 
-class Identity(nn.Module):
+class Identity(Operation):
     """`skip_connect` at stride 1; in P-DARTS' search followed by dropout with probability ``dropout``."""
 
     dropout = 0.0
 
-    def forward(self, x: Tensor | Node, scale: Tensor | None = None) -> Tensor:
-        x = as_node(x).x
-        if self.dropout > 0:
-            x = F.dropout(x, self.dropout, self.training)
-        return scaled(x, scale)
+    def term(self, source: Node) -> Term:
+        return Term(F.dropout(source.x, self.dropout, self.training) if self.dropout > 0 else source.x)
 
 
-class Pool(nn.Sequential):
+class Pool(nn.Sequential, Operation):
     """A pooling layer, in the supernet followed by a BatchNorm2d without affine part."""
 
-    def forward(self, x: Tensor | Node, scale: Tensor | None = None) -> Tensor:
-        node, pool = as_node(x), self[0]
-        if len(self) == 1:
-            return scaled(node.pooled(pool), scale)
+    forward = Operation.forward
+
+    def term(self, source: Node) -> Term:
+        pool, *bn = self
+        if not bn:
+            return Term(source.pooled(pool))
         if self.training:
-            return scaled(node.pooled_normalised(pool, self[1]), scale)
-        return scaled(self[1](node.pooled(pool)), scale)
+            return Term(source.pooled_normalised(pool, *bn))
+        return Term(bn[0](source.pooled(pool)))
 
 
-class ReLUConvBN(nn.Module):
+class ReLUConvBN(Operation):
     """ReLU, convolution, batch normalisation: the preprocessing of a cell's input."""
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
         super().__init__()
         self.op = nn.Sequential(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=affine))
 
-    def forward(self, x: Tensor | Node, scale: Tensor | None = None) -> Tensor:
-        return pointwise_bn(as_node(x).relu, self.op[1], self.op[2], scale)
+    def term(self, source: Node) -> Term:
+        return Term(source.relu, *self.op[1:])
 
 
-class FactorizedReduce(nn.Module):
+class FactorizedReduce(Operation):
     """Halves height and width: two pointwise convolutions with stride 2, the second one pixel further, side by side."""
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
@@ -124,12 +149,15 @@ class FactorizedReduce(nn.Module):
         self.conv_2 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
         self.bn = nn.BatchNorm2d(C_out, affine=affine)
 
-    def forward(self, x: Tensor | Node, scale: Tensor | None = None) -> Tensor:
-        x = as_node(x).relu
-        return scaled_bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1), self.bn, scale)
+    def term(self, source: Node) -> Term:
+        # The pixels first, then the convolution: oneDNN's backward pass of a strided 1x1 convolution of few channels
+        # writes beyond its memory (PyTorch 2.14, channels_last), and this is as fast.
+        even, odd = source.relu[:, :, ::2, ::2], source.relu[:, :, 1::2, 1::2]
+        halves = F.conv2d(even, self.conv_1.weight), F.conv2d(odd, self.conv_2.weight)
+        return Term(torch.cat(halves, dim=1), None, self.bn)
 
 
-class DilConv(nn.Module):
+class DilConv(Operation):
     """ReLU, depthwise convolution with dilation 2, pointwise convolution, batch normalisation."""
 
     def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int, affine: bool = True) -> None:
@@ -141,12 +169,11 @@ class DilConv(nn.Module):
             nn.BatchNorm2d(C_out, affine=affine),
         )
 
-    def forward(self, x: Tensor | Node, scale: Tensor | None = None) -> Tensor:
-        _, depthwise_conv, pointwise_conv, bn = self.op
-        return pointwise_bn(depthwise(as_node(x).relu, depthwise_conv), pointwise_conv, bn, scale)
+    def term(self, source: Node) -> Term:
+        return Term(depthwise(source, self.op[1]), *self.op[2:])
 
 
-class SepConv(nn.Module):
+class SepConv(Operation):
     """Twice: ReLU, depthwise convolution, pointwise convolution, batch normalisation; the stride is the first one's."""
 
     def __init__(self, C_in: int, C_out: int, kernel_size: int, stride: int, affine: bool = True) -> None:
@@ -163,43 +190,69 @@ class SepConv(nn.Module):
             nn.BatchNorm2d(C_out, affine=affine),
         )
 
-    def forward(self, x: Tensor | Node, scale: Tensor | None = None) -> Tensor:
-        _, depthwise_1, pointwise_1, bn_1, _, depthwise_2, pointwise_2, bn_2 = self.op
-        x = F.relu_(pointwise_bn(depthwise(as_node(x).relu, depthwise_1), pointwise_1, bn_1))
-        return pointwise_bn(depthwise(x, depthwise_2), pointwise_2, bn_2, scale)
+    def term(self, source: Node) -> Term:
+        x = F.relu_(evaluate(Term(depthwise(source, self.op[1]), *self.op[2:4])))
+        return Term(Depthwise.apply(x, self.op[5].weight, 1, 1) if by_hand(x) else self.op[5](x), *self.op[6:])
 
 
-# ---- batch normalisation -------------------------------------------------------------------------------------------
+# ---- sums of terms -------------------------------------------------------------------------------------------------
 
 
-def scaled_bn(x: Tensor, bn: nn.Module, scale: Tensor | None) -> Tensor:
-    """bn(x) * scale, with the scale as the normalisation's gain if it has none of its own."""
-    if scale is None or not isinstance(bn, nn.BatchNorm2d) or bn.affine:
-        return scaled(bn(x), scale)
+def evaluate(term: Term) -> Tensor:
+    """bn(conv(x))."""
+    x, conv, bn = term
+    if by_hand(x) and conv is not None and isinstance(bn, nn.BatchNorm2d) and bn.training and conv.in_channels <= conv.out_channels:
+        return normalised_sum([term], bn.weight[None] if bn.affine else None, bn.bias)
+    x = x if conv is None else conv(x)
+    return x if bn is None else bn(x)
+
+
+def weighted_sum(terms: list[Term], weights: list[Tensor]) -> Tensor:
+    """sum of weights[k] * terms[k], the weights being scalars and the normalisations without affine part."""
+    if by_hand(terms[0].x) and any(term.conv is not None and term.bn.training for term in terms):
+        order = sorted(range(len(terms)), key=lambda k: terms[k].conv is None)
+        terms = [terms[k] if terms[k].conv is not None else Term(evaluate(terms[k])) for k in order]
+        return normalised_sum(terms, torch.stack([weights[k] for k in order])[:, None], None)
+    total = None
+    for (x, conv, bn), weight in zip(terms, weights, strict=True):
+        x = x if conv is None else conv(x)
+        y = x * weight if bn is None else scaled_bn(x, bn, weight)
+        total = y if total is None else total.add_(y)
+    return total
+
+
+def scaled_bn(x: Tensor, bn: nn.BatchNorm2d, scale: Tensor) -> Tensor:
+    """bn(x) * scale, with the scale as the normalisation's gain; bn has none of its own."""
     if bn.training:
         bn.num_batches_tracked.add_(1)
     gain = scale.expand(bn.num_features).contiguous()
     return F.batch_norm(x, bn.running_mean, bn.running_var, gain, None, bn.training, bn.momentum, bn.eps)
 
 
+def by_hand(x: Tensor) -> bool:
+    """Whether the backward passes of this module are used: in training on a CPU at full precision."""
+    return x.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
 @torch.no_grad()
-def move_running_statistics(bn: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    """What nn.BatchNorm2d does to its buffers in training mode; mean and biased variance (C) over ``count`` values."""
-    bn.running_mean.lerp_(mean, bn.momentum)
-    bn.running_var.lerp_(variance * (count / (count - 1)), bn.momentum)
-    bn.num_batches_tracked.add_(1)
+def move_running_statistics(bns: list[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor], count: int):
+    """What nn.BatchNorm2d does to its buffers in training mode; means and biased variances (C) over ``count`` values."""
+    momentum = bns[0].momentum
+    torch._foreach_lerp_([bn.running_mean for bn in bns], means, momentum)
+    torch._foreach_mul_(variances, count / (count - 1))
+    torch._foreach_lerp_([bn.running_var for bn in bns], variances, momentum)
+    torch._foreach_add_([bn.num_batches_tracked for bn in bns], 1)
 
 
-def pointwise_bn(x: Tensor, conv: nn.Conv2d, bn: nn.Module, scale: Tensor | None = None) -> Tensor:
-    """bn(conv(x)) * scale for a 1x1 convolution; on a CPU in training mode by `PointwiseBN`."""
-    if not (x.is_cpu and bn.training and isinstance(bn, nn.BatchNorm2d)):
-        return scaled_bn(conv(x), bn, scale)
-    if bn.affine:
-        y, mean, variance = PointwiseBN.apply(x, conv.weight, bn.weight, bn.bias, bn.eps)
-        y = scaled(y, scale)
-    else:
-        y, mean, variance = PointwiseBN.apply(x, conv.weight, scale, None, bn.eps)
-    move_running_statistics(bn, mean, variance, x.numel() // x.shape[1])
+def normalised_sum(terms: list[Term], gain: Tensor | None, shift: Tensor | None) -> Tensor:
+    """sum over the terms of gain * normalised(conv(x)), and of gain * x where conv is None; these come last.
+
+    gain broadcasts to (terms, C); None: 1. shift is (C) or None. Moves the running statistics.
+    """
+    bns = [term.bn for term in terms if term.conv is not None]
+    xs, weights = [term.x for term in terms], [term.conv.weight for term in terms[: len(bns)]]
+    y, means, variances = NormalisedSum.apply(bns[0].eps, len(bns), gain, shift, *weights, *xs)
+    move_running_statistics(bns, list(means.unbind()), list(variances.unbind()), y.numel() // y.shape[1])
     return y
 
 
@@ -208,126 +261,193 @@ def rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
 
 
-class PointwiseBN(Function):
-    """Batch normalisation of a 1x1 convolution is itself a 1x1 convolution, and is computed as one.
+def empty_images(like: Tensor, C: int) -> Tensor:
+    """A channels_last tensor of the size of ``like`` (N, _, H, W) with C channels."""
+    N, _, H, W = like.shape
+    return torch.empty((N, C, H, W), dtype=like.dtype, memory_format=torch.channels_last)
+
+
+class NormalisedSum(Function):
+    """Batch normalisation of a 1x1 convolution is itself a 1x1 convolution, and a sum of them is computed as such.
 
     With the pixels x of the batch as rows of X, their mean mu and covariance S, the convolution's output P x has mean
     P mu and variances v = diag(P S P'), so that with gain s and shift t
 
-        y = A (x - mu) + t,    A = diag(s r) P,    r = (v + eps)^(-1/2).
+        y = sum of A (x - mu) + t,    A = diag(s r) P,    r = (v + eps)^(-1/2).
 
     S is a C x C matrix: this reads X twice and writes y once, where convolution and normalisation pass over large
     tensors six times, and the backward pass needs nothing but X. Returns y, P mu, v.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float):
-        X, P = rows(x), weight.flatten(1)
-        n = X.shape[0]
-        mu = X.new_full((n,), 1 / n) @ X
-        S = torch.addmm(torch.outer(mu, mu), X.t(), X, beta=-1, alpha=1 / n)
-        v = ((P @ S) * P).sum(1).clamp_(min=0)
+    def forward(ctx, eps: float, K: int, gain: Tensor | None, shift: Tensor | None, *weights_and_xs: Tensor):
+        weights, xs, zs = weights_and_xs[:K], weights_and_xs[K : 2 * K], weights_and_xs[2 * K :]
+        P = torch.stack([weight.flatten(1) for weight in weights])
+        X = [rows(x) for x in xs]
+        n = len(X[0])
+        mean_of = P.new_full((n,), 1 / n)
+        mu = torch.stack([mean_of @ x for x in X])
+        S = torch.stack([x.t() @ x for x in X]).div_(n).sub_(mu[:, :, None] * mu[:, None])
+        PS = P @ S
+        v = (PS * P).sum(2).clamp_(min=0)
         r = (v + eps).rsqrt_()
-        A = P * (r if gain is None else r * gain)[:, None]
-        bias = -(A @ mu) if shift is None else torch.addmv(shift, A, mu, alpha=-1)
-        N, _, H, W = x.shape
-        y = torch.empty((N, len(P), H, W), dtype=x.dtype, memory_format=torch.channels_last)
-        torch.addmm(bias, X, A.t(), out=rows(y))
-        mean = P @ mu
-        ctx.save_for_backward(x, weight, gain, mu, S, r, A)
-        ctx.mark_non_differentiable(mean, v)
+        A = P * (r if gain is None else r * gain[:K])[:, :, None]
+        means = (P @ mu[:, :, None])[:, :, 0]
+        bias = -(A @ mu[:, :, None]).sum((0, 2))
+        if shift is not None:
+            bias += shift
+        y = empty_images(xs[0], len(bias))
+        Y = torch.addmm(bias, X[0], A[0].t(), out=rows(y))
+        for k in range(1, K):
+            Y.addmm_(X[k], A[k].t())
+        for k, z in enumerate(zs):
+            Y.addcmul_(rows(z), gain[K + k])
+        ctx.K = K
+        ctx.save_for_backward(P, gain, mu, PS, r, A, *xs, *zs)
+        ctx.mark_non_differentiable(means, v)
         ctx.set_materialize_grads(False)
-        return y, mean, v
+        return y, means, v
 
     @staticmethod
     def backward(ctx, dy: Tensor, *_):
-        x, weight, gain, mu, S, r, A = ctx.saved_tensors
-        X, P, G = rows(x), weight.flatten(1), rows(dy)
-        n = X.shape[0]
+        K, need = ctx.K, ctx.needs_input_grad
+        P, gain, mu, PS, r, A, *xs = ctx.saved_tensors
+        xs, zs = xs[:K], xs[K:]
+        X, G = [rows(x) for x in xs], rows(dy)
+        n = len(G)
         d = G.new_ones(n) @ G  # sum of dy: the shift's gradient
-        dA = torch.addr(G.t() @ X, d, mu, alpha=-1)  # sum of dy (x - mu)'
-        q = (dA * P).sum(1)  # the gradient of s r
+        dA = torch.stack([G.t() @ x for x in X]).sub_(d[:, None] * mu[:, None])  # sum of dy (x - mu)'
+        q = (dA * P).sum(2)  # the gradient of s r
+        s = r if gain is None else r * gain[:K]
+        dv = q * s * r * r * -0.5
         dgain = None
-        if gain is not None and ctx.needs_input_grad[2]:
-            dgain = (q * r).sum_to_size(gain.shape)
-        s = r if gain is None else r * gain
-        dv = -0.5 * q * s * r * r
-        dx = dP = None
-        if ctx.needs_input_grad[1]:
-            dP = (dA * s[:, None] + (P @ S) * (2 * dv)[:, None]).view_as(weight)
-        if ctx.needs_input_grad[0]:
-            # x acts through A x, through S, and through mu, whose part makes the gradient's mean the shift's alone.
-            M = (P.t() * dv) @ P * (2 / n)
-            dx = torch.empty_like(x, memory_format=torch.channels_last)
-            torch.addmm(mu @ M + (d @ A) / n, X, M, beta=-1, out=rows(dx)).addmm_(G, A)
-        return dx, dP, dgain, d if ctx.needs_input_grad[3] else None, None
+        if need[2]:
+            dgain = (q * r).sum_to_size(gain[:K].shape)
+            if zs:
+                g = G.reshape(-1)
+                dgain = torch.cat([dgain, torch.stack([torch.dot(g, rows(z).reshape(-1)) for z in zs])[:, None]])
+        dP = [None] * K
+        if any(need[4 : 4 + K]):
+            dP = (dA * s[:, :, None]).add_(PS * (2 * dv)[:, :, None])[..., None, None].unbind()
+        # x acts through A x, through S, and through mu, whose part makes the gradient's mean the shift's alone.
+        M = (P.mT * dv[:, None]) @ P * (2 / n)
+        c = -(mu[:, None] @ M)[:, 0].add_(d / n @ A)
+        dx = [None] * K
+        for k, x in enumerate(xs):
+            if need[4 + K + k]:
+                dx[k] = empty_images(x, x.shape[1])
+                torch.addmm(c[k], X[k], M[k], out=rows(dx[k])).addmm_(G, A[k])
+        dz = [dy * gain[K + k] if need[4 + 2 * K + k] else None for k in range(len(zs))]
+        return None, None, dgain, d if need[3] else None, *dP, *dx, *dz
 
 
 # ---- depthwise convolution -----------------------------------------------------------------------------------------
 
 
-def depthwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """conv(x) for a depthwise convolution with `same` padding; on a CPU with the backward pass of `Depthwise`."""
-    if not (x.is_cpu and torch.is_grad_enabled()):
-        return conv(x)
-    dilation, stride = conv.dilation[0], conv.stride[0]
-    if stride == 2 and dilation == 2:  # every tap falls on an even pixel: the odd ones are never read
-        x, dilation, stride = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1, 1
-    if stride == 2:
-        return conv(x)
-    return Depthwise.apply(x, conv.weight, dilation)
+def depthwise(source: Node, conv: nn.Conv2d) -> Tensor:
+    """conv(relu) for a depthwise convolution with `same` padding; on a CPU with the backward pass of `Depthwise`."""
+    if not by_hand(source.x):
+        return conv(source.relu)
+    if conv.stride[0] == conv.dilation[0] == 2:  # every tap falls on an even pixel
+        return Depthwise.apply(source.even, conv.weight, 1, 1)
+    return Depthwise.apply(source.relu, conv.weight, conv.stride[0], conv.dilation[0])
+
+
+def average(x: Tensor) -> Tensor:
+    """Average pooling 3x3 with stride 1: the sum of the pixels there are, divided by their number."""
+    kernel, image = x.new_ones(x.shape[1], 1, 3, 3), x.new_ones(1, 1, *x.shape[2:])
+    return Depthwise.apply(x, kernel, 1, 1) * (1 / convolve(image, kernel[:1], 1, 1))
+
+
+class EverySecond(Function):
+    """x[:, :, first::2, first::2]; the backward pass stays channels_last."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, first: int) -> Tensor:
+        ctx.shape, ctx.first = x.shape, first
+        return x[:, :, first::2, first::2].contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        N, C, H, W = ctx.shape
+        dx = dy.new_zeros(N, H, W, C).permute(0, 3, 1, 2)
+        dx[:, :, ctx.first :: 2, ctx.first :: 2] = dy
+        return dx, None
 
 
 class Depthwise(Function):
-    """Depthwise convolution with stride 1 and `same` padding, whose backward pass stays in the library's fast cases."""
+    """Depthwise convolution with `same` padding, whose backward pass stays in the library's fast cases."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.dilation = dilation
-        return convolve(x, weight, dilation)
+        ctx.stride, ctx.dilation = stride, dilation
+        return convolve(x, weight, stride, dilation)
 
     @staticmethod
     def backward(ctx, dy: Tensor):
         x, weight = ctx.saved_tensors
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = dw = None
-        if ctx.needs_input_grad[0]:  # correlation with the flipped kernel
-            dx = convolve(dy, weight.flip(2, 3), ctx.dilation)
+        if ctx.needs_input_grad[0]:
+            if ctx.stride == 1:  # correlation with the flipped kernel
+                dx = convolve(dy, weight.flip(2, 3), 1, ctx.dilation)
+            else:
+                dx = convolution_backward(dy, x, weight, [2, 2], [True, False, False])[0]
         if ctx.needs_input_grad[1]:
-            dw = weight_gradient(x, dy, weight, ctx.dilation)
-        return dx, dw, None
+            dw = weight_gradient(x, dy, weight, ctx.stride, ctx.dilation)
+        return dx, dw, None, None
 
 
-def convolve(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    return F.conv2d(x, weight, None, 1, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
+def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
 
 
-def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """dw[c, 0, i, j] = sum over images and pixels of dy[p] x[p + dilation * (i - k//2, j - k//2)].
+def convolution_backward(dy, x, weight, stride: list[int], which: list[bool]) -> tuple[Tensor, ...]:
+    """The gradients with respect to (x, weight, bias) of a depthwise convolution with `same` padding."""
+    padding = [size // 2 for size in weight.shape[2:]]
+    groups = x.shape[1]
+    return torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, [1, 1], False, [0, 0], groups, which
+    )
+
+
+def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """dw[c, 0, i, j] = sum over images and pixels of dy[p] x[stride * p + dilation * (i - k//2, j - k//2)].
 
     oneDNN is fast for kernels of three columns without dilation, of any height. Rows apart are rows of a taller kernel.
     Columns d apart are neighbours when d adjacent columns are taken as one with d times the channels, which is a view of
     a channels_last tensor; and a kernel of five columns is three neighbours and three columns twice as far apart.
     """
-    k, height, width = weight.shape[-1], dilation * (weight.shape[-1] - 1) + 1, dilation * (weight.shape[-1] // 2)
-    H, W = x.shape[2:]
-    if H < height or W % width:
-        x, dy = (F.pad(t, (0, -W % width, 0, max(0, height - H))) for t in (x, dy))
-    near = three_columns_gradient(x, dy, height, dilation)
+    k = weight.shape[-1]
+    if stride == 2:
+        near = three_columns_gradient(x, dy, k, [2, 2])
+        if k == 5:
+            x = x[..., ::2].contiguous(memory_format=torch.channels_last)
+            far = three_columns_gradient(x, dy, k, [2, 1])
+    else:
+        height, width = dilation * (k - 1) + 1, dilation * (k // 2)
+        H, W = x.shape[2:]
+        if H < height or W % width:
+            x, dy = (F.pad(t, (0, -W % width, 0, max(0, height - H))) for t in (x, dy))
+        near = three_columns_gradient(x, dy, height, [1, 1], dilation)
+        if k == 5:
+            far = three_columns_gradient(x, dy, height, [1, 1], 2 * dilation)
     if k == 5:
-        far = three_columns_gradient(x, dy, height, 2 * dilation)
         near = torch.stack([far[..., 0], *near.unbind(-1), far[..., 2]], dim=-1)
     return near[:, :, ::dilation]
 
 
-def three_columns_gradient(x: Tensor, dy: Tensor, height: int, apart: int) -> Tensor:
-    """The gradient (C, 1, height, 3) of a depthwise kernel whose columns lie ``apart``; x and dy (N, C, H, W)."""
-    N, C, H, W = x.shape
-    x, dy = (t.permute(0, 2, 3, 1).reshape(N, H, W // apart, -1).permute(0, 3, 1, 2) for t in (x, dy))
+def three_columns_gradient(x: Tensor, dy: Tensor, height: int, stride: list[int], apart: int = 1) -> Tensor:
+    """The gradient (C, 1, height, 3) of a depthwise kernel whose columns lie ``apart``; x (N, C, H, W)."""
+    C = x.shape[1]
+    x, dy = join_columns(x, apart), join_columns(dy, apart)
     kernel = x.new_empty(x.shape[1], 1, height, 3)  # its shape is all that is used
-    padding = [height // 2, 1]
-    gradient = torch.ops.aten.convolution_backward(
-        dy, x, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], x.shape[1], [False, True, False]
-    )[1]
+    gradient = convolution_backward(dy, x, kernel, stride, [False, True, False])[1]
     return gradient.view(apart, C, 1, height, 3).sum(0)
+
+
+def join_columns(x: Tensor, number: int) -> Tensor:
+    """(N, C, H, W) -> (N, number * C, H, W / number), a view of a channels_last tensor."""
+    N, C, H, W = x.shape
+    return x.permute(0, 2, 3, 1).reshape(N, H, W // number, number * C).permute(0, 3, 1, 2)
