@@ -287,39 +287,47 @@ PLAIN = {"collections OrderedDict", "collections Counter", "torch Size", "torch 
 PLAIN |= {"__builtin__ set", "builtins set"}
 PLAIN |= {f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "parameter")}
 PLAIN |= {f"torch {name}" for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()}
-# Opcodes of a pickle that push a value; the last two push one from the memo.
-VALUES = "GLOBAL BINUNICODE SHORT_BINSTRING BININT BININT1 BININT2 LONG1 NONE BINGET LONG_BINGET".split()
+MAX_NESTING = 100  # tuples in tuples; hash() of a million, as the key of a dict, would crash Python
 
 
 def _storages(file: io.BytesIO) -> dict[str, int]:
     """The storages that the next pickle of a file asks for, key -> bytes; its opcodes are read, none is executed.
 
-    torch.save writes a storage as MARK "storage" CLASS KEY LOCATION NUMEL [None] TUPLE BINPERSID. UserError for code.
+    torch.save writes a storage as the tuple ("storage", class, key, location, numel[, None]) and BINPERSID. Here it is
+    followed what would lie on the unpickler's stack: tuples and what they are made of. UserError for code.
     """
     sizes: dict[str, int] = {}
     code: set[str] = set()
-    memo: dict[int, Any] = {}
-    values: list | None = None  # pushed since the last MARK; None: unknown, which no storage may be made of
+    stack: list[tuple[Any, int]] = []  # (value, None for all but plain values and tuples; nesting of tuples)
+    memo: dict[int, tuple[Any, int]] = {}
+    marks: list[int] = []
     for opcode, value, _ in pickletools.genops(file):
-        name = opcode.name
+        name, before = opcode.name, opcode.stack_before
         if name in ("GLOBAL", "STACK_GLOBAL", "INST") and value not in STORAGES.keys() | PLAIN:
             code.add(str(value or "a class").replace(" ", "."))
         if name == "MARK":
-            values = []
+            marks.append(len(stack))
         elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[value] = values[-1] if values else None
-        elif name in VALUES and values is not None:
-            values.append(memo.get(value) if name.endswith("BINGET") else value)
-        elif name == "TUPLE" and values is not None:
-            values = [tuple(values)]
-        elif name == "BINPERSID":
-            kind, storage, key, _, numel, *view = values[-1] if values else ()
-            size = STORAGES[storage] * numel
-            if kind != "storage" or view not in ([], [None]) or numel < 0 or sizes.setdefault(key, size) != size:
-                raise UserError(f"damaged: storage {key} makes no sense")
-            values = None
+            memo[value] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[value])
         else:
-            values = None
+            marked = pickletools.markobject in before
+            start = marks.pop() - before.index(pickletools.markobject) if marked else len(stack) - len(before)
+            taken = stack[start:]
+            del stack[start:]
+            nesting = max((nested for _, nested in taken), default=0)
+            if name.startswith("TUPLE"):
+                value, nesting = tuple(item for item, _ in taken), nesting + 1
+            elif name == "BINPERSID":
+                kind, storage, key, _, numel, *view = taken[0][0]
+                size = STORAGES[storage] * numel
+                if kind != "storage" or view not in ([], [None]) or numel < 0 or sizes.setdefault(key, size) != size:
+                    raise UserError(f"damaged: storage {key} makes no sense")
+            if nesting > MAX_NESTING:
+                raise UserError(f"damaged: tuples are nested more than {MAX_NESTING} deep")
+            if opcode.stack_after:
+                stack.append((value, nesting))
     if code:
         raise UserError(f"carries code ({', '.join(sorted(code)[:3])}); expected tensors and plain values, not loaded")
     return sizes

@@ -208,13 +208,21 @@ def huge(zipped: bool, place: int, numel: int) -> bytes:
         return parts[0] + (big if place == 0 else small) + parts[1] + (big if place == 1 else small) + parts[2]
 
     data = saved({"a": torch.arange(300.0)}, zipped)
-    if not zipped:
-        return claim(data)
+    return with_pickle(data, claim) if zipped else claim(data)
+
+
+def with_pickle(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """A checkpoint in a zip with another pickle, and right checksums."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
         for name in old.namelist():
-            new.writestr(name, claim(old.read(name)) if name.endswith("data.pkl") else old.read(name))
+            new.writestr(name, change(old.read(name)) if name.endswith("data.pkl") else old.read(name))
     return out.getvalue()
+
+
+def nested(depth: int) -> bytes:
+    """A dict with a key of tuples in tuples: hash() needs a stack of that depth."""
+    return b"\x80\x02})" + b"\x85" * depth + b"K\x01s."
 
 
 def deflated() -> bytes:
@@ -247,6 +255,8 @@ HOSTILE = {
     "zero_strides": (lambda: saved({"a": torch.zeros(1).as_strided((10**6, 10**6), (0, 0))}), "larger than its data"),
     "sparse": (lambda: saved({"a": torch.eye(3).to_sparse()}), "torch._utils._rebuild_sparse_tensor"),
     "deflated": (deflated, "not as torch.save writes it"),
+    "nested_key": (lambda: with_pickle(ZIPPED, lambda _: nested(10**6)), "nested more than 100 deep"),
+    "nested_key_legacy": (lambda: saved({}, zipped=False)[:-20] + nested(10**6), "damaged"),
     "tensor_alone": (lambda: saved(torch.ones(2)), "holds a Tensor, expected a dict"),
     "empty": (lambda: b"", "damaged, cut off, or not a checkpoint"),
     "text": (lambda: b"Genotype(normal=[])\n" * 100, "damaged, cut off, or not a checkpoint"),
