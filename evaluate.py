@@ -37,6 +37,7 @@ from retrain import load_genotype
 from utils import UserError, number
 
 Run = Callable[[Tensor], Tensor]  # images -> logits
+MAX_IMAGE_SIZE = 1024  # pixels, as a checkpoint may ask for; --image_size may be larger
 
 
 def main(args: argparse.Namespace) -> dict | list[dict]:
@@ -92,10 +93,13 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
 
 def tested_on(args: argparse.Namespace, checkpoint: dict, network: model.Network) -> tuple[str, int | None]:
     """(dataset, image size) from the arguments, else what the checkpoint was trained on, else what the stem is for."""
-    own = str(checkpoint.get("dataset"))
-    default = own if own in data.INFO else "imagenet" if isinstance(network, model.NetworkImageNet) else "cifar10"
-    dataset, size = args.dataset or default, checkpoint.get("image_size")
-    return dataset, args.image_size or (size if dataset == own and isinstance(size, int) else None)
+    own = checkpoint.get("dataset")
+    default = "imagenet" if isinstance(network, model.NetworkImageNet) else "cifar10"
+    dataset = args.dataset or (own if isinstance(own, str) and own in data.INFO else default)
+    size = args.image_size or (checkpoint.get("image_size") if dataset == own else None)
+    if size is not args.image_size and (type(size) is not int or size > MAX_IMAGE_SIZE):
+        raise UserError(f"{args.model_path} does not say for images of how many pixels it is: give --image_size")
+    return dataset, size
 
 
 def check_fits(path: str, network: model.Network, info: data.Info, dataset: str) -> None:
@@ -135,7 +139,7 @@ def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
         if not files:
             raise UserError(f"{path} holds no checkpoint (best.pt or checkpoint.pt)")
         path = files[0]
-    checkpoint = utils.load_checkpoint(path)
+    checkpoint = utils.read_weights(path)  # not the one before, if it is damaged: that has other weights
     if "architecture" in checkpoint and "space" in checkpoint:
         raise UserError(f"{path} is of a search, there is no trained network in it: python retrain.py --arch RUN first")
     weights = checkpoint.get("state_dict", checkpoint)
@@ -144,10 +148,11 @@ def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
     weights = {str(name): tensor for name, tensor in weights.items()}
     if all(name.startswith("module.") for name in weights):  # saved from inside DataParallel
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    arch = args.arch or checkpoint.get("genotype")
-    if arch is None:
+    own = checkpoint.get("genotype")
+    arch = args.arch or (own if isinstance(own, str) else "")
+    if not args.arch and not arch.startswith("Genotype("):  # a stranger's file names no other files
         raise UserError(f"{path} does not say which genotype it is of: give it with --arch, such as DDSAS_cifar10")
-    return checkpoint, build(str(path), weights, str(arch), args)
+    return checkpoint, build(str(path), weights, arch, args)
 
 
 def build(path: str, weights: dict[str, Tensor], arch: str, args: argparse.Namespace) -> model.Network:
@@ -164,6 +169,8 @@ def build(path: str, weights: dict[str, Tensor], arch: str, args: argparse.Names
     C = stem if large else stem // 3
     if not (C and classes and layers):
         raise UserError(f"{path}: not a network of this family (no stem, cells.0 or classifier in it)")
+    if layers > len(weights) / 10:  # of the inputs of a cell alone
+        raise UserError(f"{path}: {len(weights)} tensors are not enough for the {layers} cells that they name")
     for name, found, asked in (("channels", C, args.init_channels), ("cells", layers, args.layers)):
         if asked is not None and asked != found:
             raise UserError(f"{path}: checkpoint has {found} {name}, you asked for {asked}")
@@ -171,10 +178,13 @@ def build(path: str, weights: dict[str, Tensor], arch: str, args: argparse.Names
     auxiliary = any(name.startswith("auxiliary_head.") for name in weights)
     second_bn = any(name.startswith("auxiliary_head.features.6.") for name in weights)
     extra = {"auxiliary_second_bn": second_bn} if large else {}
-    with torch.device("meta"):  # shapes first: nothing is allocated for a network that does not fit
-        network = (model.NetworkImageNet if large else model.NetworkCIFAR)(
-            C, classes, layers, auxiliary, genotype, **extra
-        )
+    try:
+        with torch.device("meta"):  # shapes first: nothing is allocated for a network that does not fit
+            network = (model.NetworkImageNet if large else model.NetworkCIFAR)(
+                C, classes, layers, auxiliary, genotype, **extra
+            )
+    except RuntimeError:
+        raise UserError(f"{path}: no network can have {C} channels and {classes} classes") from None
     expected = network.state_dict()
     if not any(name.endswith("num_batches_tracked") for name in weights):  # files of old versions have no counters
         weights |= {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
@@ -188,8 +198,8 @@ def build(path: str, weights: dict[str, Tensor], arch: str, args: argparse.Names
 
 
 def first_size(tensors: Iterable[Tensor]) -> int:
-    """The commonest first dimension of tensors; 0 if there are none."""
-    return statistics.mode([len(t) for t in tensors if t.ndim] or [0])
+    """The commonest first dimension of tensors; 0 if there are none. Those without data can claim any size."""
+    return statistics.mode([len(t) for t in tensors if t.ndim and t.numel()] or [0])
 
 
 def check_tensors(path: str, weights: dict[str, Tensor], expected: dict[str, Tensor], arch: str) -> None:

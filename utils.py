@@ -133,7 +133,7 @@ def cli(
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: {' '.join(_printable(message).split())}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -273,7 +273,7 @@ def read_weights(path: Path | str) -> dict:
     return content
 
 
-def _printable(error: Exception) -> str:
+def _printable(error: Exception | str) -> str:
     """The message without the control characters that a hostile file may have put into it."""
     return "".join(letter if letter.isprintable() else " " for letter in str(error))
 

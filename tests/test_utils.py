@@ -532,7 +532,7 @@ def toy(args: argparse.Namespace) -> None:
         for epoch in range(start, args.epochs):
             for step in range(first, 20):
                 weights = weights * 0.9 + torch.randn(5, dtype=torch.float64) + random.random()
-                time.sleep(0.002)
+                time.sleep(0.005)
                 state = {"weights": weights, "epoch": epoch, "step": step + 1, "rng": utils.rng_state()}
                 if step % 5 == 4:
                     run.checkpoint(state)
