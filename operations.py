@@ -43,7 +43,7 @@ class Node:
 
     @cached_property
     def even(self) -> Tensor:
-        """The pixels of the ReLU in even rows and columns."""
+        """The ReLU's pixels in even rows and columns."""
         return EverySecond.apply(self.relu, 0)
 
     @cached_property
@@ -152,8 +152,7 @@ class FactorizedReduce(Operation):
     def term(self, source: Node) -> Term:
         # The pixels first, then the convolution: oneDNN's backward pass of a strided 1x1 convolution of few channels
         # writes beyond its memory (PyTorch 2.14, channels_last), and this is as fast.
-        even, odd = source.relu[:, :, ::2, ::2], source.relu[:, :, 1::2, 1::2]
-        halves = F.conv2d(even, self.conv_1.weight), F.conv2d(odd, self.conv_2.weight)
+        halves = F.conv2d(source.even, self.conv_1.weight), F.conv2d(source.odd, self.conv_2.weight)
         return Term(torch.cat(halves, dim=1), None, self.bn)
 
 
@@ -201,7 +200,13 @@ class SepConv(Operation):
 def evaluate(term: Term) -> Tensor:
     """bn(conv(x))."""
     x, conv, bn = term
-    if by_hand(x) and conv is not None and isinstance(bn, nn.BatchNorm2d) and bn.training and conv.in_channels <= conv.out_channels:
+    if (
+        by_hand(x)
+        and conv is not None
+        and isinstance(bn, nn.BatchNorm2d)
+        and bn.training
+        and conv.in_channels <= conv.out_channels
+    ):
         return normalised_sum([term], bn.weight[None] if bn.affine else None, bn.bias)
     x = x if conv is None else conv(x)
     return x if bn is None else bn(x)
@@ -337,7 +342,9 @@ class NormalisedSum(Function):
             if need[4 + K + k]:
                 dx[k] = empty_images(x, x.shape[1])
                 torch.addmm(c[k], X[k], M[k], out=rows(dx[k])).addmm_(G, A[k])
-        dz = [dy * gain[K + k] if need[4 + 2 * K + k] else None for k in range(len(zs))]
+        N, C, H, W = dy.shape
+        G = G.view(N, H, W, C).permute(0, 3, 1, 2)  # dy, channels_last
+        dz = [G * gain[K + k] if need[4 + 2 * K + k] else None for k in range(len(zs))]
         return None, None, dgain, d if need[3] else None, *dP, *dx, *dz
 
 
