@@ -217,6 +217,7 @@ class Options:
     world_size: int = 1
     bad_images: str = "stop"  # or "skip": they are named and left out
     jitter: bool = False  # colour jitter on training images read from disk
+    quiet: bool = False  # no progress bar while images are read
 
 
 def search_data(
@@ -386,7 +387,7 @@ def read_images(samples: list[Sample], size: int, options: Options) -> Arrays:
     _refuse_bombs()
     images, labels, bad = np.empty((len(samples), size, size, 3), np.uint8), [], []
     with ThreadPool(max(1, options.workers)) as pool:  # Pillow decodes and scales without Python's lock
-        results = progress(pool.imap(read, samples), total=len(samples), desc="reading images")
+        results = progress(pool.imap(read, samples), options.quiet, total=len(samples), desc="reading images")
         for (_, label), image in zip(samples, results, strict=True):
             if isinstance(image, str):
                 bad.append(image)

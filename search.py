@@ -87,6 +87,7 @@ def data_arguments(args: argparse.Namespace, device: torch.device, rank: int, wo
         rank=rank,
         world_size=world_size,
         bad_images=args.bad_images,
+        quiet=args.quiet,
     )
 
 

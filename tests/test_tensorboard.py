@@ -1,0 +1,179 @@
+"""The TensorBoard events of a tiny search, of one that was killed and resumed, of P-DARTS, and of a retraining."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+import genotypes
+import retrain
+import search
+import train_search
+import utils
+
+TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 2 --quiet"
+
+
+def run(script, pictures, folder, text=""):
+    arguments = [*TINY.split(), *text.split(), "--data", str(pictures), "--save", str(folder)]
+    return script.main(utils.parse(script.get_parser(), arguments))
+
+
+def events(folder) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0, "histograms": 0}).Reload()
+
+
+def scalars(events, tag) -> dict[int, float]:
+    """{epoch: value}; every epoch once."""
+    found = events.Scalars(tag)
+    assert len({event.step for event in found}) == len(found), f"{tag} has an epoch twice"
+    return {event.step: event.value for event in found}
+
+
+def history(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def hyperparameters(events) -> tuple[dict, list[str]]:
+    """({argument: value}, tags of the metrics) of the table of runs; the run is marked as finished."""
+    parts = {
+        tag: HParamsPluginData.FromString(content) for tag, content in events.PluginTagToContent("hparams").items()
+    }
+    assert parts["_hparams_/session_end_info"].session_end_info.status
+    start = parts["_hparams_/session_start_info"].session_start_info
+    values = {name: getattr(v, v.WhichOneof("kind")) for name, v in start.hparams.items()}
+    return values, [metric.name.tag for metric in parts["_hparams_/experiment"].experiment.metric_infos]
+
+
+def assert_curves(found, lines, names):
+    for name, tag in names.items():
+        expected = {line["epoch"]: pytest.approx(line[name], rel=1e-6) for line in lines if line[name] is not None}
+        assert scalars(found, tag) == expected, tag
+
+
+@pytest.fixture(scope="module")
+def searched(pictures, tmp_path_factory):
+    return run(search, pictures, tmp_path_factory.mktemp("runs") / "search", "--dss_freq 2 --batch_size 6 --gumbel")
+
+
+SEARCH_CURVES = {
+    "train_loss": "loss/train",
+    "arch_loss": "loss/architecture",
+    "valid_loss": "loss/valid",
+    "train_acc": "accuracy/train",
+    "valid_acc": "accuracy/valid",
+    "lr": "learning_rate/weights",
+}
+
+
+def test_curves_of_a_search(searched):
+    found, lines = events(searched), history(searched)
+    assert_curves(found, lines, SEARCH_CURVES | {"tau": "schedule/tau"})
+    assert scalars(found, "learning_rate/architecture") == pytest.approx({0: 3e-4, 1: 3e-4})
+    for cell in ("normal", "reduce"):
+        entropy = scalars(found, f"alpha_entropy/{cell}")
+        assert entropy == pytest.approx({line["epoch"]: line["alpha_entropy"][cell] for line in lines}, rel=1e-6)
+        assert entropy[0] == pytest.approx(math.log(8), rel=1e-2)  # alpha starts close to zero
+        assert scalars(found, f"active_ops/{cell}") == {line["epoch"]: line["active_ops"][cell] for line in lines}
+
+
+def test_how_much_each_sampling_changed(searched):
+    found = events(searched)
+    mean = scalars(found, "active_ops/changed_per_sampling")
+    for line, histogram in zip(history(searched), found.Histograms("active_ops/changed_at_each_sampling"), strict=True):
+        changed = [sampling["changed"] for sampling in line["samplings"]]
+        assert len(changed) == 3 and histogram.step == line["epoch"]
+        values = histogram.histogram_value
+        assert (values.num, values.min, values.max) == (3, min(changed), max(changed))
+        assert mean[line["epoch"]] == pytest.approx(np.mean(changed))
+
+
+def test_pictures_of_a_search(searched):
+    found = events(searched)
+    tags = {"saliency", "visits"} | ({"cells"} if shutil.which("dot") else set())
+    assert set(found.Tags()["images"]) == tags
+    for tag in tags:
+        images = found.Images(tag)
+        assert [image.step for image in images] == [0, 1]
+        assert images[0].width > 300 and images[0].height > 200
+        assert images[0].encoded_image_string != images[1].encoded_image_string
+
+
+def test_hyperparameters_of_a_search_with_the_final_metrics(searched):
+    found = events(searched)
+    values, metrics = hyperparameters(found)
+    expected = {
+        "space_config": "static",
+        "dss_freq": 2,
+        "batch_size": 6,
+        "learning_rate": 0.025,
+        "gumbel": True,
+        "seed": 0,
+    }
+    assert {name: values[name] for name in expected} == expected
+    assert not {"save", "given", "resume", "quiet", "device"} & values.keys()
+    assert {"loss/valid", "accuracy/valid", "loss/train"} <= set(metrics) <= set(found.Tags()["scalars"])
+
+
+def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path, monkeypatch):
+    """Killed after the events of epoch 0, and then of epoch 1, were written and before their checkpoint was."""
+
+    class Killed(Exception):
+        pass
+
+    checkpoint, calls = utils.Run.checkpoint, []
+
+    def die(self, state, name="checkpoint.pt"):
+        calls.append(state["epoch"])
+        if len(calls) in (1, 3):
+            raise Killed
+        checkpoint(self, state, name)
+
+    monkeypatch.setattr(utils.Run, "checkpoint", die)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            run(search, pictures, tmp_path / "run")
+    search.main(utils.parse(search.get_parser(), ["--resume", str(tmp_path / "run")]))
+    assert calls == [1, 1, 2, 2] and len(list((tmp_path / "run").glob("events*"))) == 3
+    found = events(tmp_path / "run")
+    assert_curves(found, history(tmp_path / "run"), SEARCH_CURVES)
+    assert all(list(scalars(found, tag)) == [0, 1] for tag in found.Tags()["scalars"])
+    assert all([image.step for image in found.Images(tag)] == [0, 1] for tag in found.Tags()["images"])
+    assert hyperparameters(found)[0]["epochs"] == 2
+
+
+def test_events_of_pdarts(pictures, tmp_path):
+    text = "--epochs 1 --eps_no_arch 0 --add_layers 0 --add_layers 0"
+    folder = run(train_search, pictures, tmp_path / "p", text)
+    found, lines = events(folder), history(folder)
+    assert_curves(found, lines, SEARCH_CURVES | {"stage": "schedule/stage", "dropout": "schedule/dropout"})
+    assert scalars(found, "alpha_entropy/normal")[2] == pytest.approx(lines[2]["alpha_entropy"]["normal"], rel=1e-6)
+    if shutil.which("dot"):
+        assert [image.step for image in found.Images("cells")] == [0, 1, 2]
+    values, metrics = hyperparameters(found)
+    assert values["eps_no_arch"] == 0 and "accuracy/valid" in metrics
+
+
+def test_events_of_a_retraining(pictures, tmp_path):
+    folder = run(retrain, pictures, tmp_path / "run", "--arch DDSAS_cifar10 --auxiliary")
+    found, lines = events(folder), history(folder)
+    curves = {
+        "train_loss": "loss/train",
+        "test_loss": "loss/test",
+        "train_acc": "accuracy/train",
+        "test_acc": "accuracy/test",
+        "best_acc": "accuracy/best",
+        "lr": "learning_rate/weights",
+        "drop_path": "schedule/drop_path",
+    }
+    assert_curves(found, lines, curves)
+    assert set(found.Tags()["scalars"]) == set(curves.values())  # three classes: there is no top-5
+    values, metrics = hyperparameters(found)
+    assert genotypes.load(values["arch"]) == genotypes.DDSAS_cifar10 and values["auxiliary"]
+    assert "accuracy/best" in metrics
