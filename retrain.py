@@ -31,12 +31,16 @@ from genotypes import Genotype
 from search import Watch
 from utils import Average, Run, Stop, UserError, number
 
+SIZES = {"imagenet": (46, 14)}  # init_channels and cells where they are not given; 36 and 20 for all other datasets
+
 
 def main(args: argparse.Namespace) -> Path:
     """Train the network that the arguments describe; returns the run folder."""
     device = utils.device_of(args)
     rank, world_size = utils.start_distributed(device)
     resumed = search.resume_run(args, "retrain.py")
+    channels, cells = SIZES.get(args.dataset, (36, 20))
+    args.init_channels, args.layers = args.init_channels or channels, args.layers or cells
     own = resumed and resumed.folder / "genotype.txt"  # what --arch was when the run began: files and names change
     genotype = load_genotype(str(own if own and own.exists() else args.arch))
     search.check_common(args, device)
@@ -225,7 +229,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--lr_scheduler", default="cosine", choices=["cosine", "linear"])
     group.add_argument("--learning_rate_min", type=number(float, 0), default=0.0, help="of the cosine schedule")
     search.add_common_arguments(parser)
-    parser.set_defaults(init_channels=36, layers=20, batch_size=96, epochs=600)
+    parser.set_defaults(init_channels=None, layers=None, batch_size=96, epochs=600)  # None: see SIZES
     return parser
 
 

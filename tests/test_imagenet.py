@@ -200,3 +200,11 @@ def test_mobile_setting_gives_46_channels_and_is_for_large_images(monkeypatch):
     assert asked == [(genotypes.load("DDSAS_imagenet"), 3, 7)]  # test_model.py: 46 for 14 cells and 1000 classes
     with pytest.raises(utils.UserError, match="--mobile is for large images"):
         retraining("--mobile", "--dataset", "folder", image_size=64)
+
+
+@pytest.mark.parametrize(("dataset", "size"), [("imagenet", (46, 14)), ("folder", (36, 20))])
+def test_the_networks_size_is_the_published_one_by_default(dataset, size):
+    args = utils.parse(retrain.get_parser(), ["--dataset", dataset, "--data", "nowhere", "--device", "cpu"])
+    with pytest.raises(utils.UserError, match="no folder nowhere"):
+        retrain.main(args)
+    assert (args.init_channels, args.layers) == size
