@@ -476,3 +476,119 @@ def test_no_checkpoint_has_a_number_that_is_not_finite(scripts):
     assert scripts.output.splitlines()[-1].startswith("search.py: epoch 0, step ")
     for path in scripts.folder.glob("run/*.pt"):
         assert all(t.isfinite().all() for t in utils.read_weights(path)["state_dict"].values())
+
+
+# --- damaged and hostile checkpoints ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluate(pictures, capsys):
+    """evaluate(file) -> (exit code, results or None, lines of stderr) of `python evaluate.py` in this process."""
+    module = importlib.import_module("evaluate")
+
+    def run(file: Path, *more: object) -> tuple[int, dict | None, list[str]]:
+        code = 0
+        try:
+            argv = ["--model_path", file, "--data", pictures, "--device", "cpu", "--workers", 1, "--json", *more]
+            utils.cli(module.main, module.get_parser(), [*map(str, argv)])
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        results = json.loads(out) if out else None
+        if results:
+            results = {name: results[name] for name in ("top1", "loss", "images", "genotype")}
+        return code, results, err.splitlines()
+
+    return run
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """A file with one to three accidents: cut off, bits turned, blocks lost, repeated, swapped or overwritten."""
+    for _ in range(draw.choice([1, 1, 2, 3])):
+        a, b = sorted(draw.randrange(len(data) + 1) for _ in range(2))
+        if draw.random() < 0.5:  # where the directory of the zip is, and the pickle
+            a, b = draw.choice([(0, a // 20), (len(data) - (len(data) - b) // 20, len(data))])
+        b = max(b, a + 1)
+        kind = draw.choice(["cut", "bit", "bit", "zeros", "noise", "lost", "twice", "append", "swap"])
+        if kind == "cut":
+            data = data[:a]
+        elif kind == "bit" and data:
+            at = min(draw.randrange(a, b), len(data) - 1)
+            data = data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+        elif kind == "zeros":
+            data = data[:a] + bytes(len(data[a:b])) + data[b:]
+        elif kind == "noise":
+            data = data[:a] + draw.randbytes(len(data[a:b])) + data[b:]
+        elif kind == "lost":
+            data = data[:a] + data[b:]
+        elif kind == "twice":
+            data = data[:b] + data[a:]
+        elif kind == "append":
+            data = data + draw.randbytes(100)
+        else:
+            middle = (a + b) // 2
+            data = data[:a] + data[middle:b] + data[a:middle] + data[b:]
+    return data
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.long)])
+def test_mutated_checkpoint_is_refused_or_evaluates_as_before(whole, evaluate, tmp_path, count):
+    best = whole("retrain.py")[0] / "best.pt"
+    code, expected, _ = evaluate(best)
+    assert code == 0
+    file, draw, good, refusals = tmp_path / "best.pt", random.Random(7), best.read_bytes(), 0
+    shutil.copy(whole("retrain.py")[0] / "checkpoint.pt", tmp_path / "best.prev.pt")  # other weights, never taken
+    for _ in range(count):
+        file.write_bytes(mutated(good, draw))
+        code, results, errors = evaluate(file)
+        if code == 0:
+            assert results == expected
+        else:
+            assert code == 2 and results is None and len(errors) == 1 and str(file) in errors[0]
+            refusals += 1
+    assert refusals > count / 2
+
+
+def claims(name: str, *shape: int) -> Callable[[dict], None]:
+    """A tensor without data in place of one, or in addition."""
+    return lambda checkpoint: checkpoint["state_dict"].update({name: torch.empty(shape)})
+
+
+def many_cells(checkpoint: dict) -> None:
+    checkpoint["state_dict"] |= {f"cells.{n}.preprocess0.op.1.weight": torch.empty(0) for n in range(10_000)}
+
+
+HOSTILE = {
+    "cells": many_cells,
+    "cell 9999": claims("cells.9999.preprocess0.op.1.weight", 0),
+    "channels": claims("stem.0.weight", 2**60, 0),
+    "channels everywhere": lambda c: [claims(name, 2**60, 0)(c) for name in list(c["state_dict"]) if "stem" in name],
+    "classes": lambda c: [claims(f"classifier.{name}", 2**62, 0)(c) for name in ("bias", "weight")],
+    "no channels": lambda c: [claims(name, 0)(c) for name in list(c["state_dict"]) if "stem" in name],
+    "image size": lambda c: c.update(image_size=10**9),
+    "image size of text": lambda c: c.update(image_size="8"),
+    "image size below 0": lambda c: c.update(image_size=-8),
+    "dataset": lambda c: c.update(dataset="imagenet"),
+    "dataset of lists": lambda c: c.update(dataset=[["folder"]]),
+    "genotype of code": lambda c: c.update(genotype="Genotype(normal=__import__('os').abort())"),
+    "genotype in a file": lambda c: c.update(genotype="/etc/passwd"),
+    "genotype by name": lambda c: c.update(genotype="PDARTS"),
+    "genotype of lists": lambda c: c.update(genotype=[["PDARTS"]]),
+    "other genotype": lambda c: c.update(genotype=str(importlib.import_module("genotypes").PDARTS)),
+    "escape codes": claims("\x1b[31mred\n\x07", 1),
+    "integers": lambda c: c["state_dict"].update({"classifier.bias": torch.zeros(3, dtype=torch.int64)}),
+    "list of weights": lambda c: c.update(state_dict=list(c["state_dict"].values())),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_checkpoint_is_refused_before_memory_is_taken(whole, evaluate, tmp_path, name):
+    checkpoint = utils.read_weights(whole("retrain.py")[0] / "best.pt")
+    HOSTILE[name](checkpoint)
+    torch.save(checkpoint, tmp_path / "best.pt")
+    memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
+    code, results, errors = evaluate(tmp_path / "best.pt")
+    assert code == 2 and results is None and len(errors) == 1, (results, errors)
+    assert errors[0].isprintable()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
+    assert time.time() - started < 20
