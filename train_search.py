@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def main(args: argparse.Namespace) -> Path:
     genotype = restrict(search, run)
     run.genotype(str(genotype))
     run.log(f"genotype: {genotype}")
-    run.log(f"retrain it with: python train_cifar.py --dataset {args.dataset} --arch {run.folder} --auxiliary")
+    images = f" --tmp_data_dir {shlex.quote(args.data)}" if args.data != ".data" else ""
+    run.log(f"retrain it with: python train_cifar.py --dataset {args.dataset}{images} --arch {run.folder} --auxiliary")
     run.close()
     return run.folder
 
