@@ -44,11 +44,11 @@ class Node:
     @cached_property
     def even(self) -> Tensor:
         """The ReLU's pixels in even rows and columns."""
-        return EverySecond.apply(self.relu, 0)
+        return every_second(self.relu, 0)
 
     @cached_property
     def odd(self) -> Tensor:
-        return EverySecond.apply(self.relu, 1)
+        return every_second(self.relu, 1)
 
     def pooled(self, pool: nn.Module) -> Tensor:
         """pool(x); the same tensor for every pooling layer of this kind and stride."""
@@ -366,8 +366,15 @@ def average(x: Tensor) -> Tensor:
     return Depthwise.apply(x, kernel, 1, 1) * (1 / convolve(image, kernel[:1], 1, 1))
 
 
+def every_second(x: Tensor, first: int) -> Tensor:
+    """x[:, :, first::2, first::2], channels_last."""
+    if by_hand(x):
+        return EverySecond.apply(x, first)
+    return x[:, :, first::2, first::2].contiguous(memory_format=torch.channels_last)
+
+
 class EverySecond(Function):
-    """x[:, :, first::2, first::2]; the backward pass stays channels_last."""
+    """every_second, whose backward pass stays channels_last."""
 
     @staticmethod
     def forward(ctx, x: Tensor, first: int) -> Tensor:
