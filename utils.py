@@ -257,12 +257,12 @@ def read_weights(path: Path | str) -> dict:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected a checkpoint file") from None
     try:
-        data = _checked_zip(data) if data.startswith(b"PK") else _checked_legacy(data)
-        for device in ("meta", "cpu"):  # first without memory, to see the shapes
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = _checked_zip(data) if data.startswith(b"PK") else _checked_legacy(data)
+            for device in ("meta", "cpu"):  # first without memory, to see the shapes
                 content = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-            _check_tensors(content, len(data))
+                _check_tensors(content, len(data))
     except UserError as error:
         raise UserError(f"{path}: {_printable(error)}") from None
     except (Exception, MemoryError) as error:  # hostile bytes raise anything: KeyError, struct.error, UnicodeError ...

@@ -49,7 +49,9 @@ EXACT = ("history.jsonl", "genotype.txt", "checkpoint.pt", "best.pt", "genotypes
 def server():
     """The context whose processes are forked from one that has imported the scripts."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["search", "retrain", "train_search", "visualize", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(
+        ["search", "retrain", "train_search", "evaluate", "visualize", "torch.utils.tensorboard"]
+    )
     return context
 
 
@@ -481,6 +483,9 @@ def test_no_checkpoint_has_a_number_that_is_not_finite(scripts):
 # --- damaged and hostile checkpoints ----------------------------------------------------------------------------------
 
 
+RESULTS = ("top1", "loss", "images", "genotype")
+
+
 @pytest.fixture
 def evaluate(pictures, capsys):
     """evaluate(file) -> (exit code, results or None, lines of stderr) of `python evaluate.py` in this process."""
@@ -495,8 +500,7 @@ def evaluate(pictures, capsys):
             code = end.code
         out, err = capsys.readouterr()
         results = json.loads(out) if out else None
-        if results:
-            results = {name: results[name] for name in ("top1", "loss", "images", "genotype")}
+        results = {name: results[name] for name in RESULTS} if results else None
         return code, results, err.splitlines()
 
     return run
@@ -531,22 +535,36 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.long)])
-def test_mutated_checkpoint_is_refused_or_evaluates_as_before(whole, evaluate, tmp_path, count):
+@pytest.fixture(params=["in this process", pytest.param("in processes", marks=pytest.mark.long)])
+def evaluate_somewhere(request, evaluate, scripts, pictures):
+    """The fixture `evaluate`, and for the long tests the same with a process for each file."""
+    if request.param == "in this process":
+        return evaluate
+
+    def run(file: Path) -> tuple[int, dict | None, list[str]]:
+        argv = ["--model_path", str(file), "--data", str(pictures), "--device", "cpu", "--workers", "1", "--json"]
+        code = scripts.run("evaluate.py", argv)
+        results = {name: json.loads(scripts.output)[name] for name in RESULTS} if code == 0 else None
+        return code, results, scripts.output.splitlines()
+
+    return run
+
+
+def test_mutated_checkpoint_is_refused_or_evaluates_as_before(whole, evaluate_somewhere, tmp_path):
     best = whole("retrain.py")[0] / "best.pt"
-    code, expected, _ = evaluate(best)
+    code, expected, _ = evaluate_somewhere(best)
     assert code == 0
     file, draw, good, refusals = tmp_path / "best.pt", random.Random(7), best.read_bytes(), 0
     shutil.copy(whole("retrain.py")[0] / "checkpoint.pt", tmp_path / "best.prev.pt")  # other weights, never taken
-    for _ in range(count):
+    for _ in range(200):
         file.write_bytes(mutated(good, draw))
-        code, results, errors = evaluate(file)
+        code, results, lines = evaluate_somewhere(file)
         if code == 0:
             assert results == expected
         else:
-            assert code == 2 and results is None and len(errors) == 1 and str(file) in errors[0]
+            assert code == 2 and results is None and len(lines) == 1 and str(file) in lines[0]
             refusals += 1
-    assert refusals > count / 2
+    assert 150 < refusals < 200
 
 
 def claims(name: str, *shape: int) -> Callable[[dict], None]:
