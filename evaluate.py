@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
         "parameters_m": model.count_parameters(network) / 1e6,
         "multiply_adds_m": model.count_multiply_adds(network, info.image_size) / 1e6,
     }
-    network = network.to(device).eval()
+    network = model.fuse(network.to(device).eval())
     started = time.time()
     with search.autocast(args, device):
         metrics = search.validate(network, test, lambda x: network(x)[0], device)

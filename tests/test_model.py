@@ -6,7 +6,7 @@ import torch
 from golden_arrays import assert_close, golden, load_weights
 
 import genotypes
-from model import NetworkCIFAR, NetworkImageNet, count_multiply_adds, count_parameters, drop_path, mobile_channels
+from model import NetworkCIFAR, NetworkImageNet, count_multiply_adds, count_parameters, drop_path, fuse, mobile_channels
 
 
 @pytest.mark.parametrize("name", ["DDSAS_cifar10", "DDSAS_cifar100", "PDARTS"])
@@ -14,9 +14,11 @@ def test_logits_are_those_of_the_published_network(name):
     arrays = golden(f"network_{name}.npz")
     network = NetworkCIFAR(4, 7, 5, False, genotypes.load(name)).eval()
     load_weights(network, arrays)
-    logits, auxiliary_logits = network(torch.tensor(arrays["x"]))
+    x = torch.tensor(arrays["x"])
+    logits, auxiliary_logits = network(x)
     assert auxiliary_logits is None
     assert_close(logits, arrays["logits"])
+    assert_close(fuse(network)(x)[0], arrays["logits"])
 
 
 def test_imagenet_logits_are_those_of_the_published_network():
@@ -25,6 +27,7 @@ def test_imagenet_logits_are_those_of_the_published_network():
     load_weights(network, arrays)
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(int(arrays["x_seed"])))
     assert_close(network(x)[0], arrays["logits"])
+    assert_close(fuse(network)(x)[0], arrays["logits"])
 
 
 @pytest.mark.parametrize(
