@@ -413,6 +413,8 @@ class Run:
         if is_main():
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink()
 
     @classmethod
     def create(cls, folder: Path | str, args: argparse.Namespace, script: str) -> Run:
@@ -458,9 +460,6 @@ class Run:
         if check:
             check(args, record["args"])
         run = cls(folder, args, script)
-        if is_main():
-            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink()
         run.log(f"run folder: {folder} (resumed)", always=True)
         if record["versions"] != _versions():
             run.log(f"warning: begun with {record['versions']}, now {_versions()}: last digits may differ", always=True)
