@@ -122,6 +122,7 @@ def describe(result: dict) -> str:
     loss = "not a finite number" if result["loss"] is None else f"{result['loss']:.4f}"
     return (
         f"{result['checkpoint']} on {result['images']} test images of {result['dataset']}\n"
+        f"{result['genotype']}\n"
         f"test accuracy: top-1 {result['top1']:.2f} %{top5}, loss {loss}\n"
         f"parameters {result['parameters_m']:.3f} M, multiply-adds {result['multiply_adds_m']:.1f} M,"
         f" {result['images_per_second']:.1f} images/s"

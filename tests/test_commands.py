@@ -79,6 +79,8 @@ def calls_of(script: str, workspace: Path, *arguments: str) -> list[list[str]]:
 def run_python(arguments: list[str]) -> None:
     """`python SCRIPT ARGUMENTS`, made small."""
     script, *arguments = arguments
+    # the recorder makes no run folders, so bash left the patterns that stand for them as they are
+    arguments = [str(next(Path().glob(a))) if "-*" in a else a for a in arguments]
     text, more = " ".join(arguments), []
     if script in ("search.py", "retrain.py", "evaluate.py") or script.startswith("train_"):
         more += (IMAGENET if "imagenet" in text + script else IMAGES).split()
