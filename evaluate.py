@@ -274,7 +274,7 @@ TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one
 
 @torch.no_grad()
 def export(kind: str, file: str, network: model.Network, image_size: int, quiet: bool = False) -> dict:
-    """Write the network as a file for other programs: images (batch, 3, size, size), normalised, to logits.
+    """Write the network, fused, as a file for other programs: images (batch, 3, size, size), normalised, to logits.
 
     The file is run here on random images, in batches of other sizes than it was made with, and is written if its logits
     are those of the network. UserError: what is wrong with the format, the path, or the logits.
@@ -286,12 +286,12 @@ def export(kind: str, file: str, network: model.Network, image_size: int, quiet:
         raise UserError(f"--export {kind} {file}: expected the name of a file, in a folder that exists")
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(7, 3, image_size, image_size, generator=generator)
-    network = Logits(network).eval()
+    expected = network.eval()(images)[0]
+    network = Logits(model.fuse(network))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls TorchScript deprecated, and channels_last weights incomplete
         content, run = EXPORTS[kind](network, images[:2])
         found = torch.cat([run(part) for part in images.split([1, 6])])
-    expected = network(images)
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:  # nor NaN
         raise UserError(f"--export {kind} {file}: not written, its logits are not the network's ({difference:.1e} off)")
