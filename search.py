@@ -316,17 +316,15 @@ def architecture_backward(
     return loss, logits
 
 
-def architecture_step(parameters: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
-    """Step on the gradients of the architecture parameters, each clipped to ``clip`` (0: not); returns their norm."""
-    parameters = list(parameters.parameters())
-    utils.average_gradients(parameters)
-    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]))
-    if clip > 0:
-        for p in parameters:
-            nn.utils.clip_grad_norm_([p], clip)
+def architecture_step(architecture: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
+    """Step on the gradients of alpha and of beta, each clipped to norm ``clip`` (0: not); returns the norm of both."""
+    betas = [p for name, p in architecture.named_parameters() if name.startswith("betas")]
+    alphas = [p for name, p in architecture.named_parameters() if not name.startswith("betas")]
+    utils.average_gradients(alphas + betas)
+    norms = [nn.utils.clip_grad_norm_(group, clip or float("inf")) for group in (alphas, betas) if group]
     optimizer.step()
     optimizer.zero_grad()
-    return norm
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def weight_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
@@ -726,9 +724,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--unrolled", action="store_true", help="second-order architecture gradient (DARTS), 3x slower")
     group.add_argument("--arch_learning_rate", type=number(float, 0), default=3e-4, help="of Adam")
     group.add_argument("--arch_weight_decay", type=number(float, 0), default=1e-3)
-    group.add_argument(
-        "--arch_grad_clip", type=number(float, 0), default=0.0, help="norm per parameter; 0: no clipping"
-    )
+    group.add_argument("--arch_grad_clip", type=number(float, 0), default=0.0, help="norm of alpha, of beta; 0: any")
     group.add_argument("--train_portion", type=float, default=0.5, help="of the training images, for the weights")
     group.add_argument("--learning_rate_min", type=number(float, 0), default=0.001, help="of SGD, after the last epoch")
     group.add_argument("--drop_path_prob", type=number(float, 0, below=1), default=0.0,

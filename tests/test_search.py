@@ -219,6 +219,18 @@ def test_the_architecture_step_leaves_the_weights_alone():
     assert norm == pytest.approx(torch.stack(norms).norm().item())
 
 
+def test_the_gradients_of_alpha_and_of_beta_are_clipped_each():
+    state = tiny_search("--arch_learning_rate 1")
+    state.arch_optimizer = torch.optim.SGD(state.architecture.parameters(), lr=1.0)
+    before = {name: p.detach().clone() for name, p in state.architecture.named_parameters()}
+    for name, p in state.architecture.named_parameters():
+        p.grad = torch.full_like(p, 7.0 if name.startswith("alphas") else 1e-3)
+    search.architecture_step(state.architecture, state.arch_optimizer, clip=5)
+    step = {name: (p.detach() - before[name]).flatten() for name, p in state.architecture.named_parameters()}
+    assert torch.cat([step["alphas_normal"], step["alphas_reduce"]]).norm() == pytest.approx(5, rel=1e-4)
+    assert step["betas_normal"] == pytest.approx(torch.full((112,), -1e-3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
