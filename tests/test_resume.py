@@ -52,6 +52,9 @@ def server():
     context.set_forkserver_preload(
         ["search", "retrain", "train_search", "evaluate", "visualize", "torch.utils.tensorboard"]
     )
+    first = context.Process(target=int)  # waits for the imports
+    first.start()
+    first.join()
     return context
 
 
@@ -234,6 +237,20 @@ def test_killed_run_is_the_uninterrupted_one(scripts, whole, script, kills):
 @pytest.mark.parametrize("script, kills", [("search.py", 20), ("retrain.py", 10), ("train_search.py", 10)])
 def test_run_killed_many_times_is_the_uninterrupted_one(scripts, whole, script, kills):
     kill_and_resume(scripts, whole(script), script, kills, seed=2)
+
+
+@pytest.mark.long
+def test_killed_search_reads_the_same_images_from_disk(server, pictures, tmp_path, monkeypatch):
+    """ImageNet's way: workers decode, crop and flip; the checkpoints inside an epoch are as exact."""
+    command = COMMANDS["search.py"].replace("folder", "imagenet").replace("image_size 8", "image_size 32")
+    monkeypatch.setitem(COMMANDS, "search.py", command)
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "train").symlink_to(pictures / "train")
+    (images / "val").symlink_to(pictures / "test")
+    scripts, started = Scripts(server, images, tmp_path), time.time()
+    assert scripts.run("search.py", scripts.command("search.py", "whole")) == 0, scripts.output
+    kill_and_resume(scripts, (tmp_path / "whole", time.time() - started), "search.py", kills=5, seed=4)
 
 
 def test_killed_inside_a_later_stage(scripts, whole):
