@@ -102,6 +102,7 @@ def child(script: str, argv: list[str], output: str, fault: Callable[[], None] |
     os.dup2(sink, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     os.chdir(ROOT)
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a script of its own
     torch.set_num_threads(1)
     sys.argv = [script, *argv]
     module = importlib.import_module(Path(script).stem)
