@@ -18,6 +18,7 @@ import resource
 import shlex
 import signal
 import sys
+import threading
 import time
 import warnings
 import zipfile
@@ -31,6 +32,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a full disk, a quota and a limit (ulimit -f) say
 TIMEOUT = timedelta(seconds=60)  # a collective that waits longer than this for a lost rank ends the run
 
 
@@ -112,6 +114,7 @@ def cli(
 ) -> None:
     """Parse, run main(args), and turn what users can cause into one line on stderr and an exit code."""
     args = parse(parser, argv)
+    threading.excepthook = _thread_failed
     try:
         main(args)
     except UserError as error:
@@ -123,13 +126,19 @@ def cli(
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             name = error.filename or "a file"
             _fail(f"disk full: {name} not written, the last checkpoint is whole; free space and --resume", 1)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(f"{error.filename}: {error.strerror}", 2)
         raise
     leave_distributed()
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    """Leave it to the main thread to report a full disk: TensorBoard's writes for it, and passes the error on."""
+    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in FULL):
+        threading.__excepthook__(args)
 
 
 def _fail(message: str, code: int) -> None:

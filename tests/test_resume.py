@@ -429,11 +429,14 @@ def test_signal_ends_a_run_with_the_command_that_goes_on(scripts, whole, script,
 
 
 def test_full_disk_ends_a_run_with_its_last_checkpoint_whole(scripts, run, whole):
-    size = (run / "checkpoint.pt").stat().st_size
-    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size // 2, size // 2))
-    assert scripts.run("search.py", ["--resume", str(run)], limit) == 1, scripts.output
-    last = scripts.output.splitlines()[-1]
-    assert f"disk full: {run}/checkpoint.pt not written" in last and "Traceback" not in scripts.output
+    """What is full is the space for the checkpoint, then that for TensorBoard's events as well."""
+    events = sum(path.stat().st_size for path in run.glob("events*"))
+    for size, name in ((2 * events, f"{run}/checkpoint.pt"), (events // 2, "a file")):
+        limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+        argv = ["--resume", str(run), "--checkpoint_freq", "2" if size > events else "0"]
+        assert scripts.run("search.py", argv, limit) == 1, scripts.output
+        *_, last = scripts.output.splitlines()
+        assert f"disk full: {name} not written" in last and "Traceback" not in scripts.output
     utils.read_weights(run / "checkpoint.pt")
     assert not list(run.glob(".*"))
     assert scripts.run("search.py", ["--resume", str(run)]) == 0, scripts.output
