@@ -1,7 +1,7 @@
-"""The plain formulation of the networks: what the papers write and the published code does, as oracle and as yardstick.
+"""The plain formulation of the networks: what the papers write and the published code does; oracle and yardstick.
 
-Every active operation is called on its own, on its edge's input, through its own Sequential; its output is multiplied by
-its weight; a Python sum adds them up; tensors are NCHW. The functions walk the modules of the network under test, so
+Every active operation is called on its own, on its edge's input, through its own Sequential; its output is multiplied
+by its weight; a Python sum adds them up; tensors are NCHW. The functions walk the modules of the network under test, so
 they compute with its parameters and move its running statistics.
 """
 

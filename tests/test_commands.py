@@ -1,7 +1,7 @@
 """Every command of README.md and every script of shell/ runs, on a few small pictures and with the smallest network.
 
-Shell scripts run with a stand-in for Python that writes down what they would call; that, and the README's python and
-torchrun lines, then runs in this process with the arguments that make it small put behind its own.
+Shell scripts run with a stand-in for Python that writes down what they would call; that, and the README's python
+lines, then runs in this process with the arguments that make it small put behind its own.
 """
 
 import importlib
@@ -99,13 +99,11 @@ def run_python(arguments: list[str]) -> None:
 
 
 def run(command: str) -> int:
-    """A line of the README or a script of shell/; returns how many times it called Python."""
-    program, *arguments = shlex.split(command)
+    """A line of the README or a script of shell/, in one process; returns how many times it called Python."""
+    program, *arguments = [word for word in shlex.split(command) if not word.startswith("TORCHRUN=")]
     if program == "bash":
         script, *arguments = arguments
         calls = calls_of(Path(script).name, Path.cwd(), *arguments) if Path(script).name in SCRIPTS else []
-    elif program == "torchrun":  # in one process here; test_distributed.py has two
-        calls = [arguments[next(i for i, a in enumerate(arguments) if a.endswith(".py")) :]]
     elif program == "python":
         calls = [arguments]
     else:

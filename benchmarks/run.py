@@ -1,0 +1,315 @@
+"""Time and memory at the papers' sizes, against the plain formulation (plain.py): bash shell/bench.sh [--quick]
+
+Each row times the plain formulation and ours in turn in this process and gives the ratio of the medians; peak memory is
+that of one step in a process of its own, above what it held before the step. Prints tables, writes results.json and
+growth.png beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import plain  # noqa: E402
+
+import data  # noqa: E402
+import genotypes  # noqa: E402
+import model  # noqa: E402
+import search  # noqa: E402
+from model_search import CELL_TYPES, Architecture, DynamicSpace, Network  # noqa: E402
+from retrain import gradient_step  # noqa: E402
+
+Pair = tuple[Callable[[], object], Callable[[], object]]  # (plain, ours)
+
+
+# ---- what is measured ----------------------------------------------------------------------------------------------
+
+
+def images(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, 32, 32, generator=generator), torch.randint(0, 10, (batch,), generator=generator)
+
+
+def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pair:
+    """An architecture step and a weight step; max_ops None: all operations, softmax of alpha alone (P-DARTS)."""
+    torch.manual_seed(0)
+    network = Network(C, 10, layers, genotypes.PRIMITIVES)
+    architecture, active = Architecture(genotypes.EDGES, 8), None
+    if max_ops:
+        space = DynamicSpace(genotypes.PRIMITIVES, max_ops=max_ops)
+        space.sample_random(np.random.default_rng(0))
+        active = space.active_ops()
+    x, y = images(batch)
+
+    def weights() -> dict[str, torch.Tensor]:
+        if max_ops:
+            return architecture.weights(active)
+        return {kind: alpha.softmax(-1) for kind, alpha in architecture.alphas().items()}
+
+    def optimizers(network: torch.nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
+        return sgd, torch.optim.Adam(architecture.parameters(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+
+    copy = plain.nchw(network)
+    (plain_sgd, plain_adam), (sgd, adam) = optimizers(copy), optimizers(network)
+
+    def plain_step() -> None:
+        plain_adam.zero_grad()
+        F.cross_entropy(plain.supernet(copy, x, weights(), active), y).backward()  # into everything
+        plain_adam.step()
+        plain_sgd.zero_grad()
+        F.cross_entropy(plain.supernet(copy, x, weights(), active), y).backward()
+        torch.nn.utils.clip_grad_norm_(copy.parameters(), 5)
+        plain_sgd.step()
+
+    def our_step() -> None:
+        search.architecture_backward(network, weights(), active, x, y)
+        search.architecture_step(architecture, adam, 0)
+        with torch.no_grad():
+            w = weights()
+        search.weight_step(network, sgd, F.cross_entropy(network(x, w, active), y), 5)
+
+    return plain_step, our_step
+
+
+def retraining_step() -> Pair:
+    torch.manual_seed(0)
+    network = model.NetworkCIFAR(36, 10, 20, True, genotypes.load("DDSAS_cifar10"))
+    network.drop_path_prob = 0.1
+    copy = plain.nchw(network)
+    x, y = images(96)
+
+    def step(network: torch.nn.Module, forward: Callable) -> Callable[[], object]:
+        sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
+
+        def one() -> None:
+            logits, auxiliary_logits = forward(x)
+            gradient_step(network, sgd, F.cross_entropy(logits, y) + 0.4 * F.cross_entropy(auxiliary_logits, y), 5)
+
+        return one
+
+    return step(copy, lambda x: plain.discovered(copy, x)), step(network, network)
+
+
+def evaluation() -> Pair:
+    torch.manual_seed(0)
+    network = model.NetworkCIFAR(36, 10, 20, False, genotypes.load("DDSAS_cifar10")).eval()
+    copy, fused = plain.nchw(network), model.fuse(network)
+    x, _ = images(96)
+
+    def run(forward: Callable, mode: Callable) -> Callable[[], object]:
+        def one() -> None:
+            with mode():
+                forward(x)
+
+        return one
+
+    return run(lambda x: plain.discovered(copy, x), torch.no_grad), run(fused, torch.inference_mode)
+
+
+def augmentation() -> Pair:
+    """20 batches of 96: torchvision's transforms image by image through PIL, and data.py's on whole batches."""
+    train, _, info = data.train_data("fashion_mini", ".data", batch_size=96, seed=0, cutout=16, device="cpu")
+    with np.load(HERE.parent / "fashion_mini.npz") as arrays:
+        pictures = [Image.fromarray(np.pad(a, 2)).convert("RGB") for a in arrays["train_images"][: 2 * 96]]
+    chain = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(info.mean, info.std),
+            transforms.RandomErasing(1.0, scale=(0.25, 0.25), ratio=(1, 1), value=0),  # cutout 16 of 32
+        ]
+    )
+
+    def one_by_one() -> None:
+        for batch in (pictures[:96], pictures[96:]) * 10:
+            torch.stack([chain(picture) for picture in batch])
+
+    def whole() -> None:
+        for _, _ in zip(range(20), train.epoch(0), strict=False):
+            pass
+
+    return one_by_one, whole
+
+
+WORK: dict[str, Callable[[], Pair]] = {
+    "DDSAS search step": lambda: search_step(64, 8, 28),
+    "P-DARTS stage-1 step": lambda: search_step(96, 5, None),
+    "retraining step": retraining_step,
+    "evaluation of 96 images": evaluation,
+    "20 augmented batches of 96": augmentation,
+}
+WITH_MEMORY = list(WORK)[:3]
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turn(pair: Pair, repetitions: int) -> tuple[float, float]:
+    """Median seconds of both, A B A B ..., after one of each that does not count."""
+    times = [[seconds(work) for work in pair] for _ in range(repetitions + 1)][1:]
+    return tuple(statistics.median(column) for column in zip(*times, strict=True))
+
+
+def memory_of_one_step(name: str, which: int) -> float:
+    """MB that the first step takes above what the process held before it (Linux: the peak can be reset)."""
+    work = WORK[name]()[which]
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    work()
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def memory(name: str) -> list[float]:
+    """Peak MB of (plain, ours), each in a process of its own."""
+    command = [sys.executable, str(HERE / "run.py"), "--memory", name]
+    outputs = [subprocess.run([*command, which], check=True, capture_output=True, text=True) for which in ("0", "1")]
+    return [float(output.stdout.split()[-1]) for output in outputs]
+
+
+def space_ms() -> float:
+    """Milliseconds of one update and sample of the dynamic space."""
+    rng, space = np.random.default_rng(0), DynamicSpace(genotypes.PRIMITIVES)
+    arrays = [{kind: rng.random((14, 8)) for kind in CELL_TYPES} for _ in range(2)]
+
+    def one() -> None:
+        space.update(*arrays)
+        space.sample()
+
+    return 1000 * statistics.median(seconds(one) for _ in range(200))
+
+
+def growth() -> dict[str, dict[int, float]]:
+    """Seconds of our DDSAS search step against max_ops, layers and batch, the others at the paper's values."""
+    paper = {"batch": 64, "layers": 8, "max_ops": 28}
+    values = {"max_ops": (14, 28, 56, 98), "layers": (5, 8, 12, 20), "batch": (16, 32, 64, 128)}
+    found = {}
+    for name, sizes in values.items():
+        found[name] = {}
+        for size in sizes:
+            step = search_step(**(paper | {name: size}))[1]
+            step()
+            found[name][size] = min(seconds(step) for _ in range(2))
+    return found
+
+
+KINDS = {
+    "convolution": ("convolution", "conv2d"),
+    "matrix product": ("mm", "addmm", "addmv", "bmm", "mv", "dot"),
+    "batch normalisation": ("batch_norm",),
+    "pooling": ("pool",),
+    "copy and layout": ("copy", "cat", "contiguous", "clone", "fill", "zero", "pad", "empty"),
+    "elementwise and sums": ("add", "mul", "relu", "threshold", "sum", "lerp", "div", "sub", "clamp"),
+}
+
+
+def summary() -> tuple[dict[str, float], float, float]:
+    """Milliseconds of our DDSAS step per kind of operation; its GFLOP; GFLOP/s of a plain matrix product here."""
+    step = search_step(64, 8, 28)[1]
+    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        step()
+    spent: dict[str, float] = {}
+    for event in trace.key_averages():
+        kind = next((k for k, words in KINDS.items() if any(w in event.key for w in words)), "all else")
+        spent[kind] = spent.get(kind, 0) + event.self_cpu_time_total / 1000
+    a = torch.randn(2048, 2048)
+    rate = 2 * 2048**3 / min(seconds(lambda: a @ a) for _ in range(5)) / 1e9
+    return dict(sorted(spent.items(), key=lambda item: -item[1])), counter.get_total_flops() / 1e9, rate
+
+
+# ---- output --------------------------------------------------------------------------------------------------------
+
+
+def plot(found: dict[str, dict[int, float]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    titles = {"max_ops": "active operations per cell type", "layers": "cells", "batch": "batch size"}
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
+    for axis, (name, times) in zip(axes, found.items(), strict=True):
+        axis.plot(list(times), list(times.values()), "o-", color="#0072B2")
+        axis.set(xlabel=titles[name], xlim=(0, None), ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds per search step")
+    figure.savefig(path, dpi=150)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.memory:
+        print(memory_of_one_step(args.memory[0], int(args.memory[1])))
+        return
+    results: dict[str, dict] = {}
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, float32\n")
+    print("| work | plain | ours | ratio | plain, peak | ours, peak | ratio |\n|---|---|---|---|---|---|---|")
+    for name, build in WORK.items():
+        slow, fast = in_turn(build(), 1 if args.quick else args.repetitions)
+        row = results[name] = {"plain_s": slow, "ours_s": fast, "speedup": slow / fast}
+        cells = [f"{slow:.2f} s", f"{fast:.3f} s", f"{slow / fast:.1f}x"]
+        if name in WITH_MEMORY and not args.quick:
+            row["plain_mb"], row["ours_mb"] = memory(name)
+            cells += [
+                f"{row['plain_mb']:.0f} MB",
+                f"{row['ours_mb']:.0f} MB",
+                f"{row['ours_mb'] / row['plain_mb']:.2f}",
+            ]
+        print("| " + " | ".join([name, *cells, *[""] * (6 - len(cells))]) + " |", flush=True)
+    results["space"] = {"update_and_sample_ms": space_ms()}
+    print(f"| update and sample of the space | | {results['space']['update_and_sample_ms']:.2f} ms | | | | |")
+
+    spent, gflop, rate = summary()
+    results["profile"] = {"ms": spent, "gflop": gflop, "matmul_gflop_per_s": rate}
+    print(
+        f"\nDDSAS search step: {gflop:.0f} GFLOP; matrix products run at {rate:.0f} GFLOP/s, floor {gflop / rate:.2f} s"
+    )
+    print("| kind of operation | ms |\n|---|---|")
+    for kind, ms in spent.items():
+        print(f"| {kind} | {ms:.0f} |")
+    if not args.quick:
+        results["growth"] = growth()
+        plot(results["growth"], HERE / "growth.png")
+        for name, times in results["growth"].items():
+            print(f"\nsearch step against {name}: " + ", ".join(f"{size}: {s:.2f} s" for size, s in times.items()))
+        (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        print(f"\nwritten: {HERE.name}/results.json, {HERE.name}/growth.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one repetition; no memory, no growth, nothing written")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--memory", nargs=2, metavar=("WORK", "0|1"), help="print the MB of one step (0 plain, 1 ours)")
+    main(parser.parse_args())

@@ -1,0 +1,127 @@
+"""The networks against the plain formulation of benchmarks/plain.py, which is their oracle."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import genotypes
+import model
+from genotypes import PRIMITIVES
+from model_search import CELL_TYPES, Architecture, DynamicSpace, Network
+from operations import depthwise
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import plain  # noqa: E402
+
+
+def close(ours, expected, dtype):
+    """Relative to the largest entry, as rounding is; what is nothing but rounding is compared to nothing."""
+    relative, absolute = (1e-9, 1e-12) if dtype == torch.float64 else (1e-4, 1e-6)
+    assert (ours - expected).abs().max() <= relative * expected.abs().max() + absolute
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_supernet_steps_with_a_moving_subspace(dtype, stem):
+    """Logits, gradients of alpha, beta and weights, and running statistics, over steps in changing subspaces."""
+    torch.manual_seed(0)
+    size = 8 if stem == "cifar" else 64
+    network, architecture = Network(4, 10, 3, PRIMITIVES, stem).to(dtype), Architecture(14, 8).to(dtype)
+    copy, rng, space = plain.nchw(network), np.random.default_rng(0), DynamicSpace(PRIMITIVES, max_ops=40)
+    for _ in range(3):
+        space.sample_random(rng)
+        active = space.active_ops()
+        x, y = torch.randn(6, 3, size, size, dtype=dtype), torch.randint(0, 10, (6,))
+        gradients = []
+        for forward, net in ((network, network), (lambda *a: plain.supernet(copy, *a), copy)):
+            architecture.zero_grad()
+            net.zero_grad()
+            logits = forward(x, architecture.weights(active), active)
+            F.cross_entropy(logits, y).backward()
+            gradients.append([logits.detach(), *(p.grad.clone() for p in architecture.parameters())])
+        for ours, expected in zip(*gradients, strict=True):
+            close(ours, expected, dtype)
+        for (name, ours), expected in zip(network.named_parameters(), copy.parameters(), strict=True):
+            assert (ours.grad is None) == (expected.grad is None), name
+            if ours.grad is not None:
+                close(ours.grad, expected.grad, dtype)
+    for ours, expected in zip(network.buffers(), copy.buffers(), strict=True):
+        close(ours.double(), expected.double(), dtype)
+    network.eval(), copy.eval()
+    with torch.no_grad():
+        weights = architecture.weights(active)
+        close(network(x, weights, active), plain.supernet(copy, x, weights, active), dtype)
+
+
+@pytest.mark.parametrize("name", ["DDSAS_cifar10", "PDARTS", "DARTS_V1"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_discovered_network(name, dtype):
+    torch.manual_seed(0)
+    network = model.NetworkCIFAR(4, 10, 4, True, genotypes.load(name)).to(dtype)
+    network.drop_path_prob = 0.3
+    copy = plain.nchw(network)
+    x, y = torch.randn(6, 3, 32, 32, dtype=dtype), torch.randint(0, 10, (6,))
+    for forward, net in ((network, network), (lambda x: plain.discovered(copy, x), copy)):
+        torch.manual_seed(1)
+        logits, auxiliary_logits = forward(x)
+        (F.cross_entropy(logits, y) + F.cross_entropy(auxiliary_logits, y)).backward()
+        net.logits = logits.detach()
+    close(network.logits, copy.logits, dtype)
+    for ours, expected in zip(network.parameters(), copy.parameters(), strict=True):
+        close(ours.grad, expected.grad, dtype)
+    for ours, expected in zip(network.buffers(), copy.buffers(), strict=True):
+        close(ours.double(), expected.double(), dtype)
+    network.eval(), copy.eval()
+    with torch.no_grad():
+        close(model.fuse(network)(x)[0], plain.discovered(copy, x)[0], dtype)
+
+
+@pytest.mark.parametrize("H", [1, 5, 8, 9, 14])
+@pytest.mark.parametrize(("k", "dilation"), [(3, 1), (5, 1), (3, 2), (5, 2)])
+def test_gradients_of_depthwise_convolutions(H, k, dilation):
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(3, 4, H, H, generator=generator).to(memory_format=torch.channels_last) for _ in range(2))
+    conv = torch.nn.Conv2d(4, 4, k, 1, dilation * (k // 2), dilation, groups=4, bias=False)
+    inputs = [x.clone().requires_grad_(), conv.weight]
+    ours = torch.autograd.grad(depthwise(inputs[0], conv), inputs, dy)
+    for a, b in zip(ours, torch.autograd.grad(conv(inputs[0]), inputs, dy), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Fails on what makes the host wait for a GPU: .item(), bool(tensor), nonzero, copies between devices."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select"), name
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_search_step_never_waits_for_the_device():
+    import search
+
+    torch.manual_seed(0)
+    network, architecture = Network(4, 10, 3, PRIMITIVES), Architecture(14, 8)
+    sgd = torch.optim.SGD(network.parameters(), 0.1, 0.9)
+    space = DynamicSpace(PRIMITIVES)
+    space.sample_random(np.random.default_rng(0))
+    active, x, y = space.active_ops(), torch.randn(4, 3, 8, 8), torch.randint(0, 10, (4,))
+    average, watch = search.Average("cpu"), search.Watch(torch.device("cpu"), 0)
+    watch.at_once = False
+    with NoSynchronisation():
+        weights = architecture.weights(active, tau=1.0)
+        loss, logits = search.architecture_backward(network, weights, active, x, y)
+        with torch.no_grad():
+            weights = architecture.weights(active)
+        loss = F.cross_entropy(network(x, weights, active), y)
+        norm = search.weight_step(network, sgd, loss, 5)
+        average.add(loss, logits, y)
+        watch.add(0, loss, norm)
+    with pytest.raises(AssertionError), NoSynchronisation():
+        loss.item()
+    assert set(weights) == set(CELL_TYPES)
