@@ -13,7 +13,7 @@ import genotypes
 import model
 from genotypes import PRIMITIVES
 from model_search import CELL_TYPES, Architecture, DynamicSpace, Network
-from operations import Node, depthwise
+from operations import OPS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import plain  # noqa: E402
@@ -81,16 +81,19 @@ def test_discovered_network(name, dtype):
         close(model.fuse(network)(x)[0], plain.discovered(copy, x)[0], dtype)
 
 
-@pytest.mark.parametrize("H", [1, 5, 8, 9, 14])
-@pytest.mark.parametrize(("k", "dilation"), [(3, 1), (5, 1), (3, 2), (5, 2)])
-def test_gradients_of_depthwise_convolutions(H, k, dilation):
-    generator = torch.Generator().manual_seed(0)
-    x, dy = (torch.randn(3, 4, H, H, generator=generator).to(memory_format=torch.channels_last) for _ in range(2))
-    conv = torch.nn.Conv2d(4, 4, k, 1, dilation * (k // 2), dilation, groups=4, bias=False)
-    inputs = [x.clone().requires_grad_(), conv.weight]
-    ours = torch.autograd.grad(depthwise(Node(inputs[0]), conv), inputs, dy)
-    for a, b in zip(ours, torch.autograd.grad(conv(F.relu(inputs[0])), inputs, dy), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("H", [1, 4, 5, 8, 9, 14])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", ["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"])
+def test_convolutions_of_every_size(name, stride, H):
+    torch.manual_seed(0)
+    op = OPS[name](4, stride, True).double()
+    x = torch.randn(3, 4, H, H, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *op.parameters()]
+    ours, expected = op(x), plain.call(op, x)
+    close(ours, expected, torch.float64)
+    dy = torch.randn_like(ours)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, dy) for y in (ours, expected)), strict=True):
+        close(a, b, torch.float64)
 
 
 class NoSynchronisation(TorchDispatchMode):
