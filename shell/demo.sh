@@ -11,7 +11,7 @@ started=$(date +%s)
     --dss_max_ops 28 \
     --dss_freq 15 \
     --batch_size 64 \
-    --epochs 3 \
+    --epochs 2 \
     --init_channels 8 \
     --layers 3 \
     --arch_learning_rate 3e-3 \
@@ -22,7 +22,7 @@ searched=$(date +%s)
     --dataset fashion_mini \
     --arch "$run/search" \
     --batch_size 64 \
-    --epochs 7 \
+    --epochs 5 \
     --init_channels 16 \
     --layers 3 \
     --learning_rate 0.05 \
