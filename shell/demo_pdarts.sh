@@ -16,8 +16,8 @@ started=$(date +%s)
     --dropout_rate 0.1 \
     --dropout_rate 0.4 \
     --dropout_rate 0.7 \
-    --epochs 2 \
-    --eps_no_arch 1 \
+    --epochs 1 \
+    --eps_no_arch 0 \
     --arch_learning_rate 6e-3 \
     --report_freq 20
 searched=$(date +%s)
