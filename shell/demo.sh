@@ -22,7 +22,7 @@ searched=$(date +%s)
     --dataset fashion_mini \
     --arch "$run/search" \
     --batch_size 64 \
-    --epochs 7 \
+    --epochs 5 \
     --init_channels 16 \
     --layers 3 \
     --learning_rate 0.05 \
