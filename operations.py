@@ -2,10 +2,10 @@
 
 Each operation is the plain DARTS one: its ``op`` is the Sequential whose call would compute it, and whose parameter
 names are those of released checkpoints. What is particular here: an operation can be called on a `Node`, which keeps
-what several operations derive from one tensor (its ReLU, its pooled copies), and with a ``scale``, the architecture's
-weight of the operation, which becomes the gain of its last batch normalisation instead of one more pass over the
-output. On a CPU the two costly patterns, depthwise convolution and pointwise convolution + batch normalisation, have
-backward passes of their own.
+what several operations derive from one tensor (its ReLU, its pooled copies), and it can leave its last convolution and
+normalisation to the node that sums it with others, as a `Term`: an operation's weight is then the gain of its
+normalisation instead of one more pass over its output. On a CPU the two costly patterns, depthwise convolution and
+sums of pointwise convolution + batch normalisation, have backward passes of their own.
 """
 
 from __future__ import annotations
@@ -35,40 +35,43 @@ class Node:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self._pooled: dict[tuple, tuple] = {}
+        self._pooled: dict[tuple, tuple[Tensor, Tensor | None]] = {}
 
     @cached_property
-    def relu(self) -> Tensor:
-        return F.relu(self.x)
+    def relu(self) -> Image:
+        return Image(F.relu(self.x))
 
     @cached_property
-    def even(self) -> Tensor:
+    def even(self) -> Image:
         """The ReLU's pixels in even rows and columns."""
-        return every_second(self.relu, 0)
+        return Image(every_second(self.relu.x, 0))
 
     @cached_property
-    def odd(self) -> Tensor:
-        return every_second(self.relu, 1)
+    def odd(self) -> Image:
+        return Image(every_second(self.relu.x, 1))
 
-    def pooled(self, pool: nn.Module) -> Tensor:
-        """pool(x); the same tensor for every pooling layer of this kind and stride."""
+    def pooled(self, pool: nn.Module, bn: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+        """pool(x), the same tensor for every pooling layer of this kind and stride, and `centred` for a bn by hand."""
         key = (type(pool), pool.stride)
         if key not in self._pooled:
             by_convolution = by_hand(self.x) and isinstance(pool, nn.AvgPool2d) and pool.stride == 1
-            self._pooled[key] = average(self.x) if by_convolution else pool(self.x)
+            y = average(self.x) if by_convolution else pool(self.x)
+            self._pooled[key] = centred(y) if normalised_by_hand(y, bn) else (y, None)
         return self._pooled[key]
 
-    def pooled_normalised(self, pool: nn.Module, bn: nn.BatchNorm2d) -> Tensor:
-        """bn(pool(x)) for a bn without affine part, in training mode; the running statistics of each bn move."""
-        key = (type(pool), pool.stride, "normalised")
-        if key not in self._pooled:
-            y, mean, inverse_std = torch.native_batch_norm(
-                self.pooled(pool), None, None, None, None, True, bn.momentum, bn.eps
-            )
-            self._pooled[key] = y, mean.detach(), inverse_std.detach() ** -2 - bn.eps
-        y, mean, variance = self._pooled[key]
-        move_running_statistics([bn], [mean], [variance.clone()], y.numel() // y.shape[1])
-        return y
+
+class Image:
+    """A tensor x (N, C, H, W) that depthwise convolutions read."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean (1, C, H, W) over the batch."""
+        N, C, H, W = self.x.shape
+        flat = self.x.detach().permute(0, 2, 3, 1).reshape(N, -1)
+        return (flat.new_full((N,), 1 / N) @ flat).view(1, H, W, C).permute(0, 3, 1, 2)
 
 
 def as_node(x: Tensor | Node) -> Node:
@@ -76,9 +79,13 @@ def as_node(x: Tensor | Node) -> Node:
 
 
 class Term(NamedTuple):
-    """An operation's output bn(conv(x)), not computed yet; without conv and bn it is x."""
+    """An operation's output bn(conv(x)), not computed yet; without conv and bn it is x.
+
+    If its normalisation is computed by hand, x has been centred: ``mean`` (C) was subtracted.
+    """
 
     x: Tensor
+    mean: Tensor | None = None
     conv: nn.Conv2d | None = None  # 1x1
     bn: nn.Module | None = None
 
@@ -120,12 +127,8 @@ class Pool(nn.Sequential, Operation):
     forward = Operation.forward
 
     def term(self, source: Node) -> Term:
-        pool, *bn = self
-        if not bn:
-            return Term(source.pooled(pool))
-        if self.training:
-            return Term(source.pooled_normalised(pool, *bn))
-        return Term(bn[0](source.pooled(pool)))
+        pool, bn = (*self, None)[:2]
+        return Term(*source.pooled(pool, bn), None, bn)
 
 
 class ReLUConvBN(Operation):
@@ -136,7 +139,7 @@ class ReLUConvBN(Operation):
         self.op = nn.Sequential(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=affine))
 
     def term(self, source: Node) -> Term:
-        return Term(source.relu, *self.op[1:])
+        return Term(source.relu.x, None, *self.op[1:])
 
 
 class FactorizedReduce(Operation):
@@ -152,8 +155,10 @@ class FactorizedReduce(Operation):
     def term(self, source: Node) -> Term:
         # The pixels first, then the convolution: oneDNN's backward pass of a strided 1x1 convolution of few channels
         # writes beyond its memory (PyTorch 2.14, channels_last), and this is as fast.
-        halves = F.conv2d(source.even, self.conv_1.weight), F.conv2d(source.odd, self.conv_2.weight)
-        return Term(torch.cat(halves, dim=1), None, self.bn)
+        halves = F.conv2d(source.even.x, self.conv_1.weight), F.conv2d(source.odd.x, self.conv_2.weight)
+        x = torch.cat(halves, dim=1)
+        x, mean = centred(x) if normalised_by_hand(x, self.bn) else (x, None)
+        return Term(x, mean, None, self.bn)
 
 
 class DilConv(Operation):
@@ -169,7 +174,9 @@ class DilConv(Operation):
         )
 
     def term(self, source: Node) -> Term:
-        return Term(depthwise(source, self.op[1]), *self.op[2:])
+        depthwise, pointwise, bn = self.op[1:]
+        image = source.even if depthwise.stride[0] == 2 else source.relu  # with dilation 2 every tap is an even pixel
+        return separable(image, depthwise, pointwise, bn)
 
 
 class SepConv(Operation):
@@ -190,8 +197,8 @@ class SepConv(Operation):
         )
 
     def term(self, source: Node) -> Term:
-        x = F.relu_(evaluate(Term(depthwise(source, self.op[1]), *self.op[2:4])))
-        return Term(Depthwise.apply(x, self.op[5].weight, 1, 1) if by_hand(x) else self.op[5](x), *self.op[6:])
+        x = F.relu_(evaluate(separable(source.relu, self.op[1], *self.op[2:4])))
+        return separable(Image(x), self.op[5], *self.op[6:])
 
 
 # ---- sums of terms -------------------------------------------------------------------------------------------------
@@ -199,14 +206,8 @@ class SepConv(Operation):
 
 def evaluate(term: Term) -> Tensor:
     """bn(conv(x))."""
-    x, conv, bn = term
-    if (
-        by_hand(x)
-        and conv is not None
-        and isinstance(bn, nn.BatchNorm2d)
-        and bn.training
-        and conv.in_channels <= conv.out_channels
-    ):
+    x, mean, conv, bn = term
+    if mean is not None:
         return normalised_sum([term], bn.weight[None] if bn.affine else None, bn.bias)
     x = x if conv is None else conv(x)
     return x if bn is None else bn(x)
@@ -214,12 +215,12 @@ def evaluate(term: Term) -> Tensor:
 
 def weighted_sum(terms: list[Term], weights: list[Tensor]) -> Tensor:
     """sum of weights[k] * terms[k], the weights being scalars and the normalisations without affine part."""
-    if by_hand(terms[0].x) and any(term.conv is not None and term.bn.training for term in terms):
-        order = sorted(range(len(terms)), key=lambda k: terms[k].conv is None)
-        terms = [terms[k] if terms[k].conv is not None else Term(evaluate(terms[k])) for k in order]
-        return normalised_sum(terms, torch.stack([weights[k] for k in order])[:, None], None)
+    if any(term.mean is not None for term in terms):
+        order = sorted(range(len(terms)), key=lambda k: terms[k].bn is None)
+        gain = torch.stack([weights[k] for k in order])[:, None]
+        return normalised_sum([terms[k] for k in order], gain, None)
     total = None
-    for (x, conv, bn), weight in zip(terms, weights, strict=True):
+    for (x, _, conv, bn), weight in zip(terms, weights, strict=True):
         x = x if conv is None else conv(x)
         y = x * weight if bn is None else scaled_bn(x, bn, weight)
         total = y if total is None else total.add_(y)
@@ -235,13 +236,24 @@ def scaled_bn(x: Tensor, bn: nn.BatchNorm2d, scale: Tensor) -> Tensor:
 
 
 def by_hand(x: Tensor) -> bool:
-    """Whether the backward passes of this module are used: in training on a CPU at full precision."""
+    """Whether the backward passes of this module are used: where gradients are needed on a CPU at full precision."""
     return x.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+def normalised_by_hand(x: Tensor, bn: nn.Module | None) -> bool:
+    return isinstance(bn, nn.BatchNorm2d) and bn.training and by_hand(x)
+
+
+def centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x minus its mean over batch and pixels, in place, and that mean (C). No normalisation notices the difference."""
+    X = rows(x.detach())
+    mean = X.new_full((len(X),), 1 / len(X)) @ X
+    return x.sub_(mean[:, None, None]), mean
 
 
 @torch.no_grad()
 def move_running_statistics(bns: list[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor], count: int):
-    """What nn.BatchNorm2d does to its buffers in training mode; means and biased variances (C) over ``count`` values."""
+    """What nn.BatchNorm2d does to its buffers in training mode; means and biased variances (C) of ``count`` values."""
     momentum = bns[0].momentum
     torch._foreach_lerp_([bn.running_mean for bn in bns], means, momentum)
     torch._foreach_mul_(variances, count / (count - 1))
@@ -250,14 +262,17 @@ def move_running_statistics(bns: list[nn.BatchNorm2d], means: list[Tensor], vari
 
 
 def normalised_sum(terms: list[Term], gain: Tensor | None, shift: Tensor | None) -> Tensor:
-    """sum over the terms of gain * normalised(conv(x)), and of gain * x where conv is None; these come last.
+    """sum over the terms of gain * normalised(conv(x)), and of gain * x where bn is None; these come last.
 
     gain broadcasts to (terms, C); None: 1. shift is (C) or None. Moves the running statistics.
     """
-    bns = [term.bn for term in terms if term.conv is not None]
-    xs, weights = [term.x for term in terms], [term.conv.weight for term in terms[: len(bns)]]
-    y, means, variances = NormalisedSum.apply(bns[0].eps, len(bns), gain, shift, *weights, *xs)
-    move_running_statistics(bns, list(means.unbind()), list(variances.unbind()), y.numel() // y.shape[1])
+    bns = [term.bn for term in terms if term.bn is not None]
+    K = len(bns)
+    xs, convs = [term.x for term in terms], [term.conv for term in terms[:K]]
+    P = [None if conv is None else conv.weight for conv in convs]
+    y, variances = NormalisedSum.apply(bns[0].eps, K, gain, shift, *P, *xs)
+    means = [term.mean if p is None else p.detach().flatten(1) @ term.mean for term, p in zip(terms, P, strict=False)]
+    move_running_statistics(bns, means, list(variances.unbind()), y.numel() // y.shape[1])
     return y
 
 
@@ -275,53 +290,50 @@ def empty_images(like: Tensor, C: int) -> Tensor:
 class NormalisedSum(Function):
     """Batch normalisation of a 1x1 convolution is itself a 1x1 convolution, and a sum of them is computed as such.
 
-    With the pixels x of the batch as rows of X, their mean mu and covariance S, the convolution's output P x has mean
-    P mu and variances v = diag(P S P'), so that with gain s and shift t
+    With the centred pixels x of the batch as rows of X, n of them, and S = X'X / n their covariance, the outputs P x of
+    a convolution have variances v = diag(P S P'), so that with gain s and shift t
 
-        y = sum of A (x - mu) + t,    A = diag(s r) P,    r = (v + eps)^(-1/2).
+        y = sum of A x + t,    A = diag(s r) P,    r = (v + eps)^(-1/2).
 
     S is a C x C matrix: this reads X twice and writes y once, where convolution and normalisation pass over large
-    tensors six times, and the backward pass needs nothing but X. Returns y, P mu, v.
+    tensors six times, and the backward pass needs nothing but X. Returns y and the v.
     """
 
     @staticmethod
     def forward(ctx, eps: float, K: int, gain: Tensor | None, shift: Tensor | None, *weights_and_xs: Tensor):
         weights, xs, zs = weights_and_xs[:K], weights_and_xs[K : 2 * K], weights_and_xs[2 * K :]
-        P = torch.stack([weight.flatten(1) for weight in weights])
         X = [rows(x) for x in xs]
-        n = len(X[0])
-        mean_of = P.new_full((n,), 1 / n)
-        mu = torch.stack([mean_of @ x for x in X])
-        S = torch.stack([x.t() @ x for x in X]).div_(n).sub_(mu[:, :, None] * mu[:, None])
+        P = torch.stack([identity(x) if w is None else w.flatten(1) for x, w in zip(X, weights, strict=True)])
+        S = torch.stack([x.t() @ x for x in X]).div_(len(X[0]))
         PS = P @ S
-        v = (PS * P).sum(2).clamp_(min=0)
+        v = (PS * P).sum(2)
         r = (v + eps).rsqrt_()
         A = P * (r if gain is None else r * gain[:K])[:, :, None]
-        means = (P @ mu[:, :, None])[:, :, 0]
-        bias = -(A @ mu[:, :, None]).sum((0, 2))
-        if shift is not None:
-            bias += shift
-        y = empty_images(xs[0], len(bias))
-        Y = torch.addmm(bias, X[0], A[0].t(), out=rows(y))
+        y = empty_images(xs[0], P.shape[1])
+        Y = rows(y)
+        if shift is None:
+            torch.mm(X[0], A[0].t(), out=Y)
+        else:
+            torch.addmm(shift, X[0], A[0].t(), out=Y)
         for k in range(1, K):
             Y.addmm_(X[k], A[k].t())
         for k, z in enumerate(zs):
             Y.addcmul_(rows(z), gain[K + k])
         ctx.K = K
-        ctx.save_for_backward(P, gain, mu, PS, r, A, *xs, *zs)
-        ctx.mark_non_differentiable(means, v)
+        ctx.save_for_backward(P, gain, PS, r, A, *xs, *zs)
+        ctx.mark_non_differentiable(v)
         ctx.set_materialize_grads(False)
-        return y, means, v
+        return y, v
 
     @staticmethod
-    def backward(ctx, dy: Tensor, *_):
+    def backward(ctx, dy: Tensor, _):
         K, need = ctx.K, ctx.needs_input_grad
-        P, gain, mu, PS, r, A, *xs = ctx.saved_tensors
+        P, gain, PS, r, A, *xs = ctx.saved_tensors
         xs, zs = xs[:K], xs[K:]
         X, G = [rows(x) for x in xs], rows(dy)
         n = len(G)
-        d = G.new_ones(n) @ G  # sum of dy: the shift's gradient
-        dA = torch.stack([G.t() @ x for x in X]).sub_(d[:, None] * mu[:, None])  # sum of dy (x - mu)'
+        d = G.new_full((n,), 1 / n) @ G  # mean of dy
+        dA = torch.stack([G.t() @ x for x in X])
         q = (dA * P).sum(2)  # the gradient of s r
         s = r if gain is None else r * gain[:K]
         dv = q * s * r * r * -0.5
@@ -333,10 +345,11 @@ class NormalisedSum(Function):
                 dgain = torch.cat([dgain, torch.stack([torch.dot(g, rows(z).reshape(-1)) for z in zs])[:, None]])
         dP = [None] * K
         if any(need[4 : 4 + K]):
-            dP = (dA * s[:, :, None]).add_(PS * (2 * dv)[:, :, None])[..., None, None].unbind()
-        # x acts through A x, through S, and through mu, whose part makes the gradient's mean the shift's alone.
+            all_dP = (dA * s[:, :, None]).add_(PS * (2 * dv)[:, :, None])[..., None, None].unbind()
+            dP = [dP if needed else None for dP, needed in zip(all_dP, need[4 : 4 + K], strict=True)]
+        # x acts through A x and through S; and because it is centred, the mean of its gradient does not count.
         M = (P.mT * dv[:, None]) @ P * (2 / n)
-        c = -(mu[:, None] @ M)[:, 0].add_(d / n @ A)
+        c = -(d @ A)
         dx = [None] * K
         for k, x in enumerate(xs):
             if need[4 + K + k]:
@@ -345,25 +358,38 @@ class NormalisedSum(Function):
         N, C, H, W = dy.shape
         G = G.view(N, H, W, C).permute(0, 3, 1, 2)  # dy, channels_last
         dz = [G * gain[K + k] if need[4 + 2 * K + k] else None for k in range(len(zs))]
-        return None, None, dgain, d if need[3] else None, *dP, *dx, *dz
+        return None, None, dgain, d * n if need[3] else None, *dP, *dx, *dz
+
+
+def identity(X: Tensor) -> Tensor:
+    return torch.eye(X.shape[1], dtype=X.dtype)
 
 
 # ---- depthwise convolution -----------------------------------------------------------------------------------------
 
 
-def depthwise(source: Node, conv: nn.Conv2d) -> Tensor:
-    """conv(relu) for a depthwise convolution with `same` padding; on a CPU with the backward pass of `Depthwise`."""
-    if not by_hand(source.x):
-        return conv(source.relu)
-    if conv.stride[0] == conv.dilation[0] == 2:  # every tap falls on an even pixel
-        return Depthwise.apply(source.even, conv.weight, 1, 1)
-    return Depthwise.apply(source.relu, conv.weight, conv.stride[0], conv.dilation[0])
+def separable(image: Image, conv: nn.Conv2d, pointwise: nn.Conv2d, bn: nn.Module) -> Term:
+    """bn(pointwise(conv(image))) for a depthwise convolution with `same` padding, on a CPU that of `Depthwise`.
+
+    With dilation 2, a stride of 2 has been taken already.
+    """
+    stride, dilation = conv.stride[0], conv.dilation[0]
+    if stride == dilation == 2:
+        stride = dilation = 1
+    if not by_hand(image.x):
+        padding = dilation * (conv.kernel_size[0] // 2)
+        x = F.conv2d(image.x, conv.weight, conv.bias, stride, padding, dilation, conv.groups)
+        return Term(x, None, pointwise, bn)
+    mean = None
+    if normalised_by_hand(image.x, bn):
+        mean = convolve(image.mean, conv.weight.detach(), stride, dilation).mean((0, 2, 3))
+    return Term(Depthwise.apply(image.x, conv.weight, mean, stride, dilation), mean, pointwise, bn)
 
 
 def average(x: Tensor) -> Tensor:
     """Average pooling 3x3 with stride 1: the sum of the pixels there are, divided by their number."""
     kernel, image = x.new_ones(x.shape[1], 1, 3, 3), x.new_ones(1, 1, *x.shape[2:])
-    return Depthwise.apply(x, kernel, 1, 1) * (1 / convolve(image, kernel[:1], 1, 1))
+    return Depthwise.apply(x, kernel, None, 1, 1) * (1 / convolve(image, kernel[:1], 1, 1))
 
 
 def every_second(x: Tensor, first: int) -> Tensor:
@@ -390,13 +416,16 @@ class EverySecond(Function):
 
 
 class Depthwise(Function):
-    """Depthwise convolution with `same` padding, whose backward pass stays in the library's fast cases."""
+    """Depthwise convolution with `same` padding, minus its mean (C) if given, which is a constant.
+
+    The backward pass stays in the library's fast cases.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, mean: Tensor | None, stride: int, dilation: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.dilation = stride, dilation
-        return convolve(x, weight, stride, dilation)
+        return convolve(x, weight, stride, dilation, None if mean is None else -mean)
 
     @staticmethod
     def backward(ctx, dy: Tensor):
@@ -410,11 +439,11 @@ class Depthwise(Function):
                 dx = convolution_backward(dy, x, weight, [2, 2], [True, False, False])[0]
         if ctx.needs_input_grad[1]:
             dw = weight_gradient(x, dy, weight, ctx.stride, ctx.dilation)
-        return dx, dw, None, None
+        return dx, dw, None, None, None
 
 
-def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    return F.conv2d(x, weight, None, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
+def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int, bias: Tensor | None = None) -> Tensor:
+    return F.conv2d(x, weight, bias, stride, dilation * (weight.shape[-1] // 2), dilation, x.shape[1])
 
 
 def convolution_backward(dy, x, weight, stride: list[int], which: list[bool]) -> tuple[Tensor, ...]:
@@ -430,8 +459,8 @@ def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, stride: int, dilation
     """dw[c, 0, i, j] = sum over images and pixels of dy[p] x[stride * p + dilation * (i - k//2, j - k//2)].
 
     oneDNN is fast for kernels of three columns without dilation, of any height. Rows apart are rows of a taller kernel.
-    Columns d apart are neighbours when d adjacent columns are taken as one with d times the channels, which is a view of
-    a channels_last tensor; and a kernel of five columns is three neighbours and three columns twice as far apart.
+    Columns d apart are neighbours when d adjacent columns are taken as one with d times the channels, which is a view
+    of a channels_last tensor; and a kernel of five columns is three neighbours and three columns twice as far apart.
     """
     k = weight.shape[-1]
     if stride == 2:
