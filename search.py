@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import itertools
 import os
 import sys
 import time
@@ -564,8 +565,12 @@ def resume_run(args: argparse.Namespace, script: str, may_change: tuple[str, ...
 def create_run(args: argparse.Namespace, script: str, name: str) -> Run:
     """A new run folder: --save, below logs/ if it is a plain name, or one named after what is run and the time."""
     note = f"-{args.note}" if args.note else ""
-    folder = args.save or f"{name}{note}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Run.create(Path(folder) if "/" in folder else Path("logs") / folder, args, script)
+    if args.save:
+        return Run.create(Path(args.save) if "/" in args.save else Path("logs") / args.save, args, script)
+    stem = f"{name}{note}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folders = (Path("logs") / (stem if n == 1 else f"{stem}-{n}") for n in itertools.count(1))
+    folder = next(folder for folder in folders if not folder.exists())  # two runs may begin in the same second
+    return Run.create(folder, args, script)
 
 
 def restore(state, run: Run) -> None:

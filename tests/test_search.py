@@ -161,6 +161,17 @@ def test_two_runs_with_the_same_seed_are_the_same(pictures, tmp_path):
     assert (folders[0] / "history.jsonl").read_bytes() != (other / "history.jsonl").read_bytes()
 
 
+def test_runs_without_a_name_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(search.time, "strftime", lambda *_: "NOW")
+    names = []
+    for _ in range(3):
+        run = search.create_run(arguments("--note try"), "search.py", "search")
+        names.append(run.folder.name)
+        run.close()
+    assert names == ["search-try-NOW", "search-try-NOW-2", "search-try-NOW-3"]
+
+
 def test_the_subspace_moves_every_dss_freq_steps(pictures, tmp_path):
     (line,) = history(run_search(pictures, tmp_path / "run", "--dss_freq 2 --batch_size 6"))
     assert [sampling["step"] for sampling in line["samplings"]] == [0, 2, 4]
