@@ -11,6 +11,7 @@ sums of pointwise convolution + batch normalisation, have backward passes of the
 from __future__ import annotations
 
 from functools import cached_property
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -287,6 +288,12 @@ def empty_images(like: Tensor, C: int) -> Tensor:
     return torch.empty((N, C, H, W), dtype=like.dtype, memory_format=torch.channels_last)
 
 
+def inner(X: Tensor, Y: Tensor) -> Tensor:
+    """X'Y of two matrices with many rows, in parts that threads can share."""
+    parts = gcd(len(X), 8)
+    return torch.bmm(X.view(parts, -1, X.shape[1]).mT, Y.view(parts, -1, Y.shape[1])).sum(0)
+
+
 class NormalisedSum(Function):
     """Batch normalisation of a 1x1 convolution is itself a 1x1 convolution, and a sum of them is computed as such.
 
@@ -304,7 +311,7 @@ class NormalisedSum(Function):
         weights, xs, zs = weights_and_xs[:K], weights_and_xs[K : 2 * K], weights_and_xs[2 * K :]
         X = [rows(x) for x in xs]
         P = torch.stack([identity(x) if w is None else w.flatten(1) for x, w in zip(X, weights, strict=True)])
-        S = torch.stack([x.t() @ x for x in X]).div_(len(X[0]))
+        S = torch.stack([inner(x, x) for x in X]).div_(len(X[0]))
         PS = P @ S
         v = (PS * P).sum(2)
         r = (v + eps).rsqrt_()
@@ -333,7 +340,7 @@ class NormalisedSum(Function):
         X, G = [rows(x) for x in xs], rows(dy)
         n = len(G)
         d = G.new_full((n,), 1 / n) @ G  # mean of dy
-        dA = torch.stack([G.t() @ x for x in X])
+        dA = torch.stack([inner(G, x) for x in X])
         q = (dA * P).sum(2)  # the gradient of s r
         s = r if gain is None else r * gain[:K]
         dv = q * s * r * r * -0.5
