@@ -564,13 +564,17 @@ def resume_run(args: argparse.Namespace, script: str, may_change: tuple[str, ...
 
 def create_run(args: argparse.Namespace, script: str, name: str) -> Run:
     """A new run folder: --save, below logs/ if it is a plain name, or one named after what is run and the time."""
-    note = f"-{args.note}" if args.note else ""
     if args.save:
-        return Run.create(Path(args.save) if "/" in args.save else Path("logs") / args.save, args, script)
-    stem = f"{name}{note}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folders = (Path("logs") / (stem if n == 1 else f"{stem}-{n}") for n in itertools.count(1))
-    folder = next(folder for folder in folders if not folder.exists())  # two runs may begin in the same second
+        folder = Path(args.save) if "/" in args.save else Path("logs") / args.save
+    else:
+        folder = new_folder(f"logs/{name}-{args.note}" if args.note else f"logs/{name}")
     return Run.create(folder, args, script)
+
+
+def new_folder(stem: str) -> Path:
+    """STEM-TIME, or STEM-TIME-2, ... where another run began in the same second."""
+    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return next(path for n in itertools.count(1) if not (path := Path(stem if n == 1 else f"{stem}-{n}")).exists())
 
 
 def restore(state, run: Run) -> None:

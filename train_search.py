@@ -14,7 +14,6 @@ import argparse
 import itertools
 import math
 import shlex
-import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ from search import (
     data_arguments,
     entropy,
     learning_rate,
+    new_folder,
     restore,
     resume_run,
     run_epochs,
@@ -336,7 +336,7 @@ def prefix_save(args: argparse.Namespace, kind: str) -> None:
     if args.resume:
         args.given -= {"save"}  # the run keeps the folder it has
     else:
-        folder = f"{args.save}{kind}-{args.note}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = str(new_folder(f"{args.save}{kind}-{args.note}"))
         args.save = folder if "/" in folder else f"./{folder}"
 
 

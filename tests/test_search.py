@@ -170,6 +170,7 @@ def test_runs_without_a_name_that_begin_in_the_same_second_have_folders_of_their
         names.append(run.folder.name)
         run.close()
     assert names == ["search-try-NOW", "search-try-NOW-2", "search-try-NOW-3"]
+    assert str(search.new_folder("logs/search-try")) == "logs/search-try-NOW-4"  # as the scripts of P-DARTS name theirs
 
 
 def test_the_subspace_moves_every_dss_freq_steps(pictures, tmp_path):
