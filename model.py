@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from genotypes import Genotype
 from model_search import imagenet_stem
-from operations import OPS, FactorizedReduce, Identity, Node, ReLUConvBN
+from operations import OPS, Concatenation, FactorizedReduce, Identity, Node, ReLUConvBN, fused_sum
 
 
 class Cell(nn.Module):
@@ -33,19 +33,22 @@ class Cell(nn.Module):
         self._indices = [source for _, source in edges]
         self._ops = nn.ModuleList(OPS[op](C, 2 if reduction and source < 2 else 1, True) for op, source in edges)
 
-    def forward(self, s0: Node, s1: Node, drop_path_prob: float) -> Node:
+    def forward(self, s0: Node | Concatenation, s1: Node | Concatenation, drop_path_prob: float) -> Concatenation:
         nodes = [Node(self.preprocess0(s0)), Node(self.preprocess1(s1))]
-        for i in range(0, len(self._ops), 2):
-            a, b = (self._edge(k, nodes, drop_path_prob) for k in (i, i + 1))
-            nodes.append(Node(a + b))
-        return Node(torch.cat([nodes[i].x for i in self._concat], dim=1))
+        edges = list(zip(self._ops, self._indices, strict=True))
+        for a, b in zip(edges[::2], edges[1::2], strict=True):
+            if self.training:
+                x = path(*a, nodes, drop_path_prob) + path(*b, nodes, drop_path_prob)
+            else:
+                x = fused_sum([op.term(nodes[source]) for op, source in (a, b)])
+            nodes.append(Node(x))
+        return Concatenation([nodes[i] for i in self._concat])
 
-    def _edge(self, k: int, nodes: list[Node], drop_path_prob: float) -> Tensor:
-        op = self._ops[k]
-        y = op(nodes[self._indices[k]])
-        if self.training and drop_path_prob > 0 and not isinstance(op, Identity):
-            y = drop_path(y, drop_path_prob)
-        return y
+
+def path(op: nn.Module, source: int, nodes: list[Node], drop_path_prob: float) -> Tensor:
+    """An edge in training: the operation's output, dropped for some samples unless it is a skip connection."""
+    y = op(nodes[source])
+    return drop_path(y, drop_path_prob) if drop_path_prob > 0 and not isinstance(op, Identity) else y
 
 
 def drop_path(x: Tensor, p: float) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genotypes import EDGES, NODES, Genotype
-from operations import OPS, FactorizedReduce, Identity, Node, Pool, ReLUConvBN, Term, weighted_sum
+from operations import OPS, Concatenation, FactorizedReduce, Identity, Node, Pool, ReLUConvBN, Term, weighted_sum
 
 CELL_TYPES = ("normal", "reduce")
 
@@ -61,7 +61,13 @@ class Cell(nn.Module):
             for source, primitives in zip(sources, candidates, strict=True)
         )
 
-    def forward(self, s0: Node, s1: Node, weights: list[list[Tensor]], active: list[list[int]] | None) -> Node:
+    def forward(
+        self,
+        s0: Node | Concatenation,
+        s1: Node | Concatenation,
+        weights: list[list[Tensor]],
+        active: list[list[int]] | None,
+    ) -> Concatenation:
         nodes = [Node(self.preprocess0(s0)), Node(self.preprocess1(s1))]
         edge = 0
         for _ in range(NODES):
@@ -73,7 +79,7 @@ class Cell(nn.Module):
                 stride = self._ops[edge - len(nodes)].stride
                 terms = [(Term(torch.zeros_like(nodes[0].x[:, :, ::stride, ::stride])), weights[edge - 1][0])]
             nodes.append(Node(weighted_sum(*zip(*terms, strict=True))))
-        return Node(torch.cat([node.x for node in nodes[2:]], dim=1))
+        return Concatenation(nodes[2:])
 
 
 class Network(nn.Module):

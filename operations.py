@@ -10,6 +10,7 @@ sums of pointwise convolution + batch normalisation, have backward passes of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from math import gcd
 from typing import NamedTuple
@@ -36,7 +37,11 @@ class Node:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self._pooled: dict[tuple, tuple[Tensor, Tensor | None]] = {}
+        self._pooled: dict[tuple, Tensor | tuple[Tensor, ...]] = {}
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [self]
 
     @cached_property
     def relu(self) -> Image:
@@ -51,14 +56,33 @@ class Node:
     def odd(self) -> Image:
         return Image(every_second(self.relu.x, 1))
 
-    def pooled(self, pool: nn.Module, bn: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-        """pool(x), the same tensor for every pooling layer of this kind and stride, and `centred` for a bn by hand."""
+    def pooled(self, pool: nn.Module) -> Tensor:
+        """pool(x), the same tensor for every pooling layer of this kind and stride."""
         key = (type(pool), pool.stride)
         if key not in self._pooled:
-            by_convolution = by_hand(self.x) and isinstance(pool, nn.AvgPool2d) and pool.stride == 1
-            y = average(self.x) if by_convolution else pool(self.x)
-            self._pooled[key] = centred(y) if normalised_by_hand(y, bn) else (y, None)
+            averages = isinstance(pool, nn.AvgPool2d) and pool.stride == 1 and by_hand(self.x)
+            self._pooled[key] = average(self.x) if averages else pool(self.x)
         return self._pooled[key]
+
+    def normalised(self, pool: nn.Module, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
+        """pool(x) normalised as by bn, the same tensor again, with its means and unbiased variances (C)."""
+        key = (type(pool), pool.stride, bn.eps)
+        if key not in self._pooled:
+            mean, variance = torch.zeros_like(bn.running_mean), torch.zeros_like(bn.running_var)
+            x = F.batch_norm(self.pooled(pool), mean, variance, training=True, momentum=1, eps=bn.eps)
+            self._pooled[key] = x, mean, variance
+        return self._pooled[key]
+
+
+class Concatenation:
+    """A cell's output: nodes side by side along the channels. What can read them one by one never makes the whole."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+
+    @property
+    def x(self) -> Tensor:
+        return torch.cat([node.x for node in self.nodes], dim=1)
 
 
 class Image:
@@ -75,8 +99,25 @@ class Image:
         return (flat.new_full((N,), 1 / N) @ flat).view(1, H, W, C).permute(0, 3, 1, 2)
 
 
-def as_node(x: Tensor | Node) -> Node:
-    return x if isinstance(x, Node) else Node(x)
+def as_node(x: Tensor | Node | Concatenation) -> Node | Concatenation:
+    return Node(x) if isinstance(x, Tensor) else x
+
+
+def pointwise(xs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    """The sum of 1x1 convolutions with ``weights`` (C', C, 1, 1) of ``xs`` (N, C, H, W), plus bias (C')."""
+    y = F.conv2d(xs[0], weights[0], bias)
+    accumulated = y.is_cpu and not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting())
+    for x, weight in zip(xs[1:], weights[1:], strict=True):
+        if accumulated:
+            torch.addmm(rows(y), rows(x), weight.flatten(1).t(), out=rows(y))
+        else:
+            y.add_(F.conv2d(x, weight))
+    return y
+
+
+def pointwise_of_parts(xs: list[Tensor], conv: nn.Conv2d) -> Tensor:
+    """conv(torch.cat(xs, dim=1)) with stride 1, for a 1x1 convolution: each part has its columns of the weight."""
+    return pointwise(xs, conv.weight.split([x.shape[1] for x in xs], dim=1), conv.bias)
 
 
 class Term(NamedTuple):
@@ -98,7 +139,7 @@ class Operation(nn.Module):
         """The operation up to its last convolution."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor | Node) -> Tensor:
+    def forward(self, x: Tensor | Node | Concatenation) -> Tensor:
         return evaluate(self.term(as_node(x)))
 
 
@@ -129,7 +170,11 @@ class Pool(nn.Sequential, Operation):
 
     def term(self, source: Node) -> Term:
         pool, bn = (*self, None)[:2]
-        return Term(*source.pooled(pool, bn), None, bn)
+        if bn is None or not bn.training:
+            return Term(source.pooled(pool), bn=bn)
+        x, mean, variance = source.normalised(pool, bn)
+        move_running_statistics([bn], [mean], [variance])
+        return Term(x)
 
 
 class ReLUConvBN(Operation):
@@ -140,7 +185,8 @@ class ReLUConvBN(Operation):
         self.op = nn.Sequential(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=affine))
 
     def term(self, source: Node) -> Term:
-        return Term(source.relu.x, None, *self.op[1:])
+        _, conv, bn = self.op
+        return Term(pointwise_of_parts([node.relu.x for node in source.nodes], conv), None, None, bn)
 
 
 class FactorizedReduce(Operation):
@@ -156,8 +202,8 @@ class FactorizedReduce(Operation):
     def term(self, source: Node) -> Term:
         # The pixels first, then the convolution: oneDNN's backward pass of a strided 1x1 convolution of few channels
         # writes beyond its memory (PyTorch 2.14, channels_last), and this is as fast.
-        halves = F.conv2d(source.even.x, self.conv_1.weight), F.conv2d(source.odd.x, self.conv_2.weight)
-        x = torch.cat(halves, dim=1)
+        even, odd = [node.even.x for node in source.nodes], [node.odd.x for node in source.nodes]
+        x = torch.cat([pointwise_of_parts(even, self.conv_1), pointwise_of_parts(odd, self.conv_2)], dim=1)
         x, mean = centred(x) if normalised_by_hand(x, self.bn) else (x, None)
         return Term(x, mean, None, self.bn)
 
@@ -175,7 +221,7 @@ class DilConv(Operation):
         )
 
     def term(self, source: Node) -> Term:
-        depthwise, pointwise, bn = self.op[1:]
+        _, depthwise, pointwise, bn = self.op
         image = source.even if depthwise.stride[0] == 2 else source.relu  # with dilation 2 every tap is an even pixel
         return separable(image, depthwise, pointwise, bn)
 
@@ -198,8 +244,9 @@ class SepConv(Operation):
         )
 
     def term(self, source: Node) -> Term:
-        x = F.relu_(evaluate(separable(source.relu, self.op[1], *self.op[2:4])))
-        return separable(Image(x), self.op[5], *self.op[6:])
+        _, depthwise1, pointwise1, bn1, _, depthwise2, pointwise2, bn2 = self.op
+        x = F.relu_(evaluate(separable(source.relu, depthwise1, pointwise1, bn1)))
+        return separable(Image(x), depthwise2, pointwise2, bn2)
 
 
 # ---- sums of terms -------------------------------------------------------------------------------------------------
@@ -212,6 +259,19 @@ def evaluate(term: Term) -> Tensor:
         return normalised_sum([term], bn.weight[None] if bn.affine else None, bn.bias)
     x = x if conv is None else conv(x)
     return x if bn is None else bn(x)
+
+
+def fused_sum(terms: list[Term]) -> Tensor:
+    """The sum of the terms in evaluation mode, at once for those whose normalisation is part of their convolution."""
+    fused = [term for term in terms if isinstance(term.bn, nn.Identity)]
+    others = [evaluate(term) for term in terms if not isinstance(term.bn, nn.Identity)]
+    if not fused:
+        return sum(others[1:], start=others[0])
+    xs, _, convs, _ = zip(*fused, strict=True)
+    y = pointwise(xs, [conv.weight for conv in convs], sum(conv.bias for conv in convs))
+    for other in others:
+        y.add_(other)
+    return y
 
 
 def weighted_sum(terms: list[Term], weights: list[Tensor]) -> Tensor:
@@ -253,11 +313,10 @@ def centred(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def move_running_statistics(bns: list[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor], count: int):
-    """What nn.BatchNorm2d does to its buffers in training mode; means and biased variances (C) of ``count`` values."""
+def move_running_statistics(bns: list[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:
+    """What nn.BatchNorm2d does to its buffers in training mode, given the means and unbiased variances (C)."""
     momentum = bns[0].momentum
     torch._foreach_lerp_([bn.running_mean for bn in bns], means, momentum)
-    torch._foreach_mul_(variances, count / (count - 1))
     torch._foreach_lerp_([bn.running_var for bn in bns], variances, momentum)
     torch._foreach_add_([bn.num_batches_tracked for bn in bns], 1)
 
@@ -273,7 +332,8 @@ def normalised_sum(terms: list[Term], gain: Tensor | None, shift: Tensor | None)
     P = [None if conv is None else conv.weight for conv in convs]
     y, variances = NormalisedSum.apply(bns[0].eps, K, gain, shift, *P, *xs)
     means = [term.mean if p is None else p.detach().flatten(1) @ term.mean for term, p in zip(terms, P, strict=False)]
-    move_running_statistics(bns, means, list(variances.unbind()), y.numel() // y.shape[1])
+    count = y.numel() // y.shape[1]
+    move_running_statistics(bns, means, list((variances * (count / (count - 1))).unbind()))
     return y
 
 
@@ -288,10 +348,10 @@ def empty_images(like: Tensor, C: int) -> Tensor:
     return torch.empty((N, C, H, W), dtype=like.dtype, memory_format=torch.channels_last)
 
 
-def inner(X: Tensor, Y: Tensor) -> Tensor:
-    """X'Y of two matrices with many rows, in parts that threads can share."""
-    parts = gcd(len(X), 8)
-    return torch.bmm(X.view(parts, -1, X.shape[1]).mT, Y.view(parts, -1, Y.shape[1])).sum(0)
+def inner_products(Xs: list[Tensor], Ys: list[Tensor]) -> Tensor:
+    """The stacked X'Y of matrices with many rows, computed in parts that threads can share."""
+    Xs, Ys = ([M.view(gcd(len(M), 8), -1, M.shape[1]) for M in Ms] for Ms in (Xs, Ys))
+    return torch.stack([torch.bmm(X.mT, Y).sum(0) for X, Y in zip(Xs, Ys, strict=True)])
 
 
 class NormalisedSum(Function):
@@ -311,7 +371,7 @@ class NormalisedSum(Function):
         weights, xs, zs = weights_and_xs[:K], weights_and_xs[K : 2 * K], weights_and_xs[2 * K :]
         X = [rows(x) for x in xs]
         P = torch.stack([identity(x) if w is None else w.flatten(1) for x, w in zip(X, weights, strict=True)])
-        S = torch.stack([inner(x, x) for x in X]).div_(len(X[0]))
+        S = inner_products(X, X).div_(len(X[0]))
         PS = P @ S
         v = (PS * P).sum(2)
         r = (v + eps).rsqrt_()
@@ -340,7 +400,7 @@ class NormalisedSum(Function):
         X, G = [rows(x) for x in xs], rows(dy)
         n = len(G)
         d = G.new_full((n,), 1 / n) @ G  # mean of dy
-        dA = torch.stack([inner(G, x) for x in X])
+        dA = inner_products([G] * K, X)
         q = (dA * P).sum(2)  # the gradient of s r
         s = r if gain is None else r * gain[:K]
         dv = q * s * r * r * -0.5
@@ -354,14 +414,15 @@ class NormalisedSum(Function):
         if any(need[4 : 4 + K]):
             all_dP = (dA * s[:, :, None]).add_(PS * (2 * dv)[:, :, None])[..., None, None].unbind()
             dP = [dP if needed else None for dP, needed in zip(all_dP, need[4 : 4 + K], strict=True)]
-        # x acts through A x and through S; and because it is centred, the mean of its gradient does not count.
-        M = (P.mT * dv[:, None]) @ P * (2 / n)
-        c = -(d @ A)
         dx = [None] * K
-        for k, x in enumerate(xs):
-            if need[4 + K + k]:
-                dx[k] = empty_images(x, x.shape[1])
-                torch.addmm(c[k], X[k], M[k], out=rows(dx[k])).addmm_(G, A[k])
+        if any(need[4 + K : 4 + 2 * K]):
+            # x acts through S and through A x; because it is centred, the mean of its gradient does not count.
+            M = (P.mT * dv[:, None]) @ P * (2 / n)
+            centred_G = G - d
+            for k, x in enumerate(xs):
+                if need[4 + K + k]:
+                    dx[k] = empty_images(x, x.shape[1])
+                    torch.mm(X[k], M[k], out=rows(dx[k])).addmm_(centred_G, A[k])
         N, C, H, W = dy.shape
         G = G.view(N, H, W, C).permute(0, 3, 1, 2)  # dy, channels_last
         dz = [G * gain[K + k] if need[4 + 2 * K + k] else None for k in range(len(zs))]
@@ -396,7 +457,7 @@ def separable(image: Image, conv: nn.Conv2d, pointwise: nn.Conv2d, bn: nn.Module
 def average(x: Tensor) -> Tensor:
     """Average pooling 3x3 with stride 1: the sum of the pixels there are, divided by their number."""
     kernel, image = x.new_ones(x.shape[1], 1, 3, 3), x.new_ones(1, 1, *x.shape[2:])
-    return Depthwise.apply(x, kernel, None, 1, 1) * (1 / convolve(image, kernel[:1], 1, 1))
+    return Depthwise.apply(x, kernel, None, 1, 1).mul_(1 / convolve(image, kernel[:1], 1, 1))
 
 
 def every_second(x: Tensor, first: int) -> Tensor:

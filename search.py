@@ -297,7 +297,7 @@ def train_epoch(search: Search, train: data.Loader, valid: data.Loader, run: Run
         with autocast(args, search.device):
             logits = search.network(x, weights, active)
             loss = F.cross_entropy(logits, y)
-        norm = weight_step(search.network, search.optimizer, loss, args.grad_clip)
+        norm = weight_step(search.optimizer, loss, args.grad_clip)
         search.train_average.add(loss, logits, y)
 
         watch.add(search.step, loss, norm, arch_norm)
@@ -328,14 +328,14 @@ def architecture_step(architecture: nn.Module, optimizer: torch.optim.Optimizer,
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def weight_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
+def weight_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
     """Backpropagate, clip the gradients to norm ``grad_clip``, step; returns the norm before clipping.
 
     Operations that were not active have no gradient and stay as they are.
     """
     optimizer.zero_grad()
     loss.backward()
-    parameters = [p for p in network.parameters() if p.grad is not None]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     utils.average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf"))
     optimizer.step()
@@ -345,11 +345,14 @@ def weight_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tens
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """The network's weights need no gradient: a backward pass does not compute them and keeps less in memory."""
-    network.requires_grad_(False)
+    parameters = list(network.parameters())
+    for p in parameters:
+        p.requires_grad = False
     try:
         yield
     finally:
-        network.requires_grad_(True)
+        for p in parameters:
+            p.requires_grad = True
 
 
 DIFFERENCE = 0.01  # norm of the step of the finite differences in the second-order gradient (DARTS, section 2.3)

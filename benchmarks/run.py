@@ -84,7 +84,7 @@ def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pa
         search.architecture_step(architecture, adam, 0)
         with torch.no_grad():
             w = weights()
-        search.weight_step(network, sgd, F.cross_entropy(network(x, w, active), y), 5)
+        search.weight_step(sgd, F.cross_entropy(network(x, w, active), y), 5)
 
     return plain_step, our_step
 

@@ -122,7 +122,7 @@ def test_a_search_step_never_waits_for_the_device():
         with torch.no_grad():
             weights = architecture.weights(active)
         loss = F.cross_entropy(network(x, weights, active), y)
-        norm = search.weight_step(network, sgd, loss, 5)
+        norm = search.weight_step(sgd, loss, 5)
         average.add(loss, logits, y)
         watch.add(0, loss, norm)
     with pytest.raises(AssertionError), NoSynchronisation():

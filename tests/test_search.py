@@ -71,7 +71,7 @@ def test_thirty_steps_are_those_of_the_published_search():
         with torch.no_grad():
             weights = state.weights(active)
         loss = F.cross_entropy(state.network(x, weights, active), y)
-        search.weight_step(state.network, state.optimizer, loss, meta["grad_clip"])
+        search.weight_step(state.optimizer, loss, meta["grad_clip"])
         state.step += 1
         assert loss.item() == pytest.approx(arrays["trace/train_loss"][step], rel=1e-5)
     assert str(state.space.genotype()) == str(arrays["genotype"])
@@ -90,7 +90,7 @@ def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypa
     def train_loss(weights):
         return F.cross_entropy(state.network(train[0], weights, active), train[1])
 
-    search.weight_step(state.network, state.optimizer, train_loss(state.weights(active)), 0)  # fills the buffers
+    search.weight_step(state.optimizer, train_loss(state.weights(active)), 0)  # fills the buffers
     state.architecture.zero_grad()
     buffers = {name: b.clone() for name, b in state.network.named_buffers()}
     search.unrolled_backward(state, state.weights(active), active, train, valid)
