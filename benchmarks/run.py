@@ -89,12 +89,12 @@ def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pa
     return plain_step, our_step
 
 
-def retraining_step() -> Pair:
+def retraining_step(batch: int) -> Pair:
     torch.manual_seed(0)
     network = model.NetworkCIFAR(36, 10, 20, True, genotypes.load("DDSAS_cifar10"))
     network.drop_path_prob = 0.1
     copy = plain.nchw(network)
-    x, y = images(96)
+    x, y = images(batch)
 
     def step(network: torch.nn.Module, forward: Callable) -> Callable[[], object]:
         sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
@@ -108,11 +108,11 @@ def retraining_step() -> Pair:
     return step(copy, lambda x: plain.discovered(copy, x)), step(network, network)
 
 
-def evaluation() -> Pair:
+def evaluation(batch: int) -> Pair:
     torch.manual_seed(0)
     network = model.NetworkCIFAR(36, 10, 20, False, genotypes.load("DDSAS_cifar10")).eval()
     copy, fused = plain.nchw(network), model.fuse(network)
-    x, _ = images(96)
+    x, _ = images(batch)
 
     def run(forward: Callable, mode: Callable) -> Callable[[], object]:
         def one() -> None:
@@ -124,11 +124,11 @@ def evaluation() -> Pair:
     return run(lambda x: plain.discovered(copy, x), torch.no_grad), run(fused, torch.inference_mode)
 
 
-def augmentation() -> Pair:
-    """20 batches of 96: torchvision's transforms image by image through PIL, and data.py's on whole batches."""
-    train, _, info = data.train_data("fashion_mini", ".data", batch_size=96, seed=0, cutout=16, device="cpu")
+def augmentation(batch: int) -> Pair:
+    """20 batches: torchvision's transforms image by image through PIL, and data.py's on whole batches."""
+    train, _, info = data.train_data("fashion_mini", ".data", batch_size=batch, seed=0, cutout=16, device="cpu")
     with np.load(HERE.parent / "fashion_mini.npz") as arrays:
-        pictures = [Image.fromarray(np.pad(a, 2)).convert("RGB") for a in arrays["train_images"][: 2 * 96]]
+        pictures = [Image.fromarray(np.pad(a, 2)).convert("RGB") for a in arrays["train_images"][: 2 * batch]]
     chain = transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4),
@@ -140,8 +140,8 @@ def augmentation() -> Pair:
     )
 
     def one_by_one() -> None:
-        for batch in (pictures[:96], pictures[96:]) * 10:
-            torch.stack([chain(picture) for picture in batch])
+        for part in (pictures[:batch], pictures[batch:]) * 10:
+            torch.stack([chain(picture) for picture in part])
 
     def whole() -> None:
         for _, _ in zip(range(20), train.epoch(0), strict=False):
@@ -150,12 +150,12 @@ def augmentation() -> Pair:
     return one_by_one, whole
 
 
-WORK: dict[str, Callable[[], Pair]] = {
-    "DDSAS search step": lambda: search_step(64, 8, 28),
-    "P-DARTS stage-1 step": lambda: search_step(96, 5, None),
-    "retraining step": retraining_step,
-    "evaluation of 96 images": evaluation,
-    "20 augmented batches of 96": augmentation,
+WORK: dict[str, tuple[int, Callable[[int], Pair]]] = {  # batch, and the pair for a batch
+    "DDSAS search step": (64, lambda batch: search_step(batch, 8, 28)),
+    "P-DARTS stage-1 step": (96, lambda batch: search_step(batch, 5, None)),
+    "retraining step": (96, retraining_step),
+    "evaluation": (96, evaluation),
+    "20 augmented batches": (96, augmentation),
 }
 WITH_MEMORY = list(WORK)[:3]
 
@@ -177,7 +177,8 @@ def in_turn(pair: Pair, repetitions: int) -> tuple[float, float]:
 
 def memory_of_one_step(name: str, which: int) -> float:
     """MB that the first step takes above what the process held before it (Linux: the peak can be reset)."""
-    work = WORK[name]()[which]
+    batch, build = WORK[name]
+    work = build(batch)[which]
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     work()
@@ -233,16 +234,16 @@ KINDS = {
 
 
 def summary() -> tuple[dict[str, float], float, float]:
-    """Milliseconds of our DDSAS step per kind of operation; its GFLOP; GFLOP/s of a plain matrix product here."""
-    step = search_step(64, 8, 28)[1]
+    """Milliseconds of our DDSAS step per kind of operation, GFLOP of the plain one, GFLOP/s of a matrix product."""
+    plain_step, step = search_step(64, 8, 28)
     step()
     with FlopCounterMode(display=False) as counter:
-        step()
+        plain_step()
     with profile(activities=[ProfilerActivity.CPU]) as trace:
         step()
     spent: dict[str, float] = {}
     for event in trace.key_averages():
-        kind = next((k for k, words in KINDS.items() if any(w in event.key for w in words)), "all else")
+        kind = next((k for k, words in KINDS.items() if any(w in event.key for w in words)), "all else, Python")
         spent[kind] = spent.get(kind, 0) + event.self_cpu_time_total / 1000
     a = torch.randn(2048, 2048)
     rate = 2 * 2048**3 / min(seconds(lambda: a @ a) for _ in range(5)) / 1e9
@@ -274,11 +275,14 @@ def main(args: argparse.Namespace) -> None:
         return
     results: dict[str, dict] = {}
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, float32\n")
-    print("| work | plain | ours | ratio | plain, peak | ours, peak | ratio |\n|---|---|---|---|---|---|---|")
-    for name, build in WORK.items():
-        slow, fast = in_turn(build(), 1 if args.quick else args.repetitions)
+    print(
+        "| work | batch | plain | ours | ratio | plain, peak | ours, peak | ratio |\n|---|---|---|---|---|---|---|---|"
+    )
+    for name, (batch, build) in WORK.items():
+        batch = batch // 4 if args.quick else batch
+        slow, fast = in_turn(build(batch), 1 if args.quick else args.repetitions)
         row = results[name] = {"plain_s": slow, "ours_s": fast, "speedup": slow / fast}
-        cells = [f"{slow:.2f} s", f"{fast:.3f} s", f"{slow / fast:.1f}x"]
+        cells = [str(batch), f"{slow:.2f} s", f"{fast:.3f} s", f"{slow / fast:.1f}x"]
         if name in WITH_MEMORY and not args.quick:
             row["plain_mb"], row["ours_mb"] = memory(name)
             cells += [
@@ -286,14 +290,14 @@ def main(args: argparse.Namespace) -> None:
                 f"{row['ours_mb']:.0f} MB",
                 f"{row['ours_mb'] / row['plain_mb']:.2f}",
             ]
-        print("| " + " | ".join([name, *cells, *[""] * (6 - len(cells))]) + " |", flush=True)
+        print("| " + " | ".join([name, *cells, *[""] * (7 - len(cells))]) + " |", flush=True)
     results["space"] = {"update_and_sample_ms": space_ms()}
-    print(f"| update and sample of the space | | {results['space']['update_and_sample_ms']:.2f} ms | | | | |")
+    print(f"| update and sample of the space | | | {results['space']['update_and_sample_ms']:.2f} ms | | | | |")
 
     spent, gflop, rate = summary()
     results["profile"] = {"ms": spent, "gflop": gflop, "matmul_gflop_per_s": rate}
     print(
-        f"\nDDSAS search step: {gflop:.0f} GFLOP; matrix products run at {rate:.0f} GFLOP/s, floor {gflop / rate:.2f} s"
+        f"\nDDSAS search step, plain: {gflop:.0f} GFLOP, at {rate:.0f} GFLOP/s of a matrix product {gflop / rate:.2f} s"
     )
     print("| kind of operation | ms |\n|---|---|")
     for kind, ms in spent.items():
@@ -309,7 +313,9 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one repetition; no memory, no growth, nothing written")
+    parser.add_argument(
+        "--quick", action="store_true", help="a quarter of the batch, once; no memory, no growth, nothing written"
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--memory", nargs=2, metavar=("WORK", "0|1"), help="print the MB of one step (0 plain, 1 ours)")
     main(parser.parse_args())
