@@ -7,10 +7,14 @@ with fixed candidates per edge, is P-DARTS.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from genotypes import EDGES, NODES, Genotype
 from operations import OPS, Concatenation, FactorizedReduce, Identity, Node, Pool, ReLUConvBN, Term, weighted_sum
@@ -82,12 +86,50 @@ class Cell(nn.Module):
         return Concatenation(nodes[2:])
 
 
+def recomputed(
+    cell: Cell,
+    s0: Node | Concatenation,
+    s1: Node | Concatenation,
+    weights: list[list[Tensor]],
+    active: list[list[int]] | None,
+) -> Concatenation:
+    """cell(s0, s1, weights, active), of which only inputs and outputs are kept until the backward pass."""
+    first = len(s0.nodes)
+
+    def run(*xs: Tensor) -> tuple[Tensor, ...]:
+        nodes = [Node(x) for x in xs]
+        return tuple(
+            node.x for node in cell(*map(Concatenation, (nodes[:first], nodes[first:])), weights, active).nodes
+        )
+
+    xs = [node.x for node in s0.nodes + s1.nodes]
+    contexts = lambda: (nullcontext(), statistics_kept(cell))  # noqa: E731
+    return Concatenation([Node(x) for x in checkpoint(run, *xs, use_reentrant=False, context_fn=contexts)])
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """The running statistics stay as they are while the module computes once more what moved them already."""
+    bns = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [(bn, bn.momentum, bn.num_batches_tracked.clone()) for bn in bns]
+    for bn in bns:
+        bn.momentum = 0.0
+    try:
+        yield
+    finally:
+        for bn, momentum, count in before:
+            bn.momentum = momentum
+            bn.num_batches_tracked.copy_(count)
+
+
 class Network(nn.Module):
     """The supernet. It holds network weights only: alpha, beta and the active operations come with each call.
 
     ``candidates`` is one list of primitives for every edge, or {"normal": [14 lists], "reduce": [14 lists]};
     ``stem`` is "cifar" (any small image) or "imagenet" (a stride of 8 before the first cell).
     """
+
+    checkpoint_cells = False  # compute every cell once more in the backward pass instead of keeping what is in it
 
     def __init__(
         self, C: int, num_classes: int, layers: int, candidates: list[str] | dict[str, list], stem: str = "cifar"
@@ -139,9 +181,10 @@ class Network(nn.Module):
             s0 = Node(self.stem0(x))
             s1 = Node(self.stem1(s0.x))
         scalars = {kind: split(weights[kind]) for kind in CELL_TYPES}
+        compute = recomputed if self.checkpoint_cells and torch.is_grad_enabled() else Cell.__call__
         for cell in self.cells:
             kind = "reduce" if cell.reduction else "normal"
-            s0, s1 = s1, cell(s0, s1, scalars[kind], None if active is None else active[kind])
+            s0, s1 = s1, compute(cell, s0, s1, scalars[kind], None if active is None else active[kind])
         return self.classifier(self.global_pooling(s1.x).flatten(1))
 
 

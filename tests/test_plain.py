@@ -25,13 +25,15 @@ def close(ours, expected, dtype):
     assert (ours - expected).abs().max() <= relative * expected.abs().max() + absolute
 
 
+@pytest.mark.parametrize("checkpoint_cells", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_supernet_steps_with_a_moving_subspace(dtype, stem):
+def test_supernet_steps_with_a_moving_subspace(dtype, stem, checkpoint_cells):
     """Logits, gradients of alpha, beta and weights, and running statistics, over steps in changing subspaces."""
     torch.manual_seed(0)
     size = 8 if stem == "cifar" else 64
     network, architecture = Network(4, 10, 3, PRIMITIVES, stem).to(dtype), Architecture(14, 8).to(dtype)
+    network.checkpoint_cells = checkpoint_cells
     copy, rng, space = plain.nchw(network), np.random.default_rng(0), DynamicSpace(PRIMITIVES, max_ops=40)
     for _ in range(3):
         space.sample_random(rng)
