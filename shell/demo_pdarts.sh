@@ -26,7 +26,7 @@ search=$(echo "$run"/search-demo-*)
     --dataset fashion_mini \
     --arch "$search" \
     --batch_size 64 \
-    --epochs 5 \
+    --epochs 8 \
     --init_channels 16 \
     --layers 3 \
     --learning_rate 0.05 \
