@@ -1,5 +1,7 @@
 """The networks against the plain formulation of benchmarks/plain.py, which is their oracle."""
 
+import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from operations import OPS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import plain  # noqa: E402
+import run  # noqa: E402
 
 
 def close(ours, expected, dtype):
@@ -130,3 +133,13 @@ def test_a_search_step_never_waits_for_the_device():
     with pytest.raises(AssertionError), NoSynchronisation():
         loss.item()
     assert set(weights) == set(CELL_TYPES)
+
+
+def test_the_benchmark_prints_every_row(monkeypatch, capsys):
+    monkeypatch.setattr(run, "WORK", {name: (8, build) for name, (_, build) in run.WORK.items()})
+    monkeypatch.setattr(run, "summary", lambda: ({"convolution": 1.0}, 1.0, 1.0))  # a step at full size
+    run.main(argparse.Namespace(memory=None, quick=True, repetitions=1))
+    printed = capsys.readouterr().out
+    for name in run.WORK:
+        assert re.search(rf"\| {name} \| 2 \| \d+\.\d+ s \| \d+\.\d+ s \| \d+\.\dx \|", printed)
+    assert re.search(r"\| update and sample of the space \| \| \| \d\.\d\d ms", printed)
