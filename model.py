@@ -191,7 +191,7 @@ class NetworkImageNet(Network):
 def fuse(network: nn.Module) -> nn.Module:
     """A copy of a network in evaluation mode in which each batch normalisation behind a convolution is part of it.
 
-    The logits are the same up to rounding, and take about 20 % less time.
+    The logits are the same up to rounding, in less time.
     """
     network = copy.deepcopy(network)
     for layers in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
