@@ -4,8 +4,9 @@ Each operation is the plain DARTS one: its ``op`` is the Sequential whose call w
 names are those of released checkpoints. What is particular here: an operation can be called on a `Node`, which keeps
 what several operations derive from one tensor (its ReLU, its pooled copies), and it can leave its last convolution and
 normalisation to the node that sums it with others, as a `Term`: an operation's weight is then the gain of its
-normalisation instead of one more pass over its output. On a CPU the two costly patterns, depthwise convolution and
-sums of pointwise convolution + batch normalisation, have backward passes of their own.
+normalisation instead of one more pass over its output. A cell's output stays a `Concatenation` of its nodes. On a CPU
+the two costly patterns, depthwise convolution and sums of pointwise convolution + batch normalisation, have backward
+passes of their own.
 """
 
 from __future__ import annotations

@@ -736,7 +736,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training of the architecture")
     group.add_argument("--unrolled", action="store_true", help="second-order architecture gradient (DARTS), 3x slower")
     group.add_argument("--checkpoint_cells", action="store_true",
-                       help="a fraction of the memory: every cell is computed again in the backward pass")  # fmt: skip
+                       help="nearly half the memory: cells are computed again in the backward pass")  # fmt: skip
     group.add_argument("--arch_learning_rate", type=number(float, 0), default=3e-4, help="of Adam")
     group.add_argument("--arch_weight_decay", type=number(float, 0), default=1e-3)
     group.add_argument("--arch_grad_clip", type=number(float, 0), default=0.0, help="norm of alpha, of beta; 0: any")
