@@ -5,14 +5,14 @@ names are those of released checkpoints. What is particular here: an operation c
 what several operations derive from one tensor (its ReLU, its pooled copies), and it can leave its last convolution and
 normalisation to the node that sums it with others, as a `Term`: an operation's weight is then the gain of its
 normalisation instead of one more pass over its output. A cell's output stays a `Concatenation` of its nodes. On a CPU
-the two costly patterns, depthwise convolution and sums of pointwise convolution + batch normalisation, have backward
-passes of their own.
+the costly patterns, depthwise convolution, pointwise convolution of several tensors, and sums of pointwise convolution
++ batch normalisation, have backward passes of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import gcd
 from typing import NamedTuple
 
@@ -65,13 +65,11 @@ class Node:
             self._pooled[key] = average(self.x) if averages else pool(self.x)
         return self._pooled[key]
 
-    def normalised(self, pool: nn.Module, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor]:
-        """pool(x) normalised as by bn, the same tensor again, with its means and unbiased variances (C)."""
-        key = (type(pool), pool.stride, bn.eps)
+    def centred(self, pool: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        """pool(x) minus its mean, the same tensor again, with its mean and variance (C)."""
+        key = (type(pool), pool.stride, "centred")
         if key not in self._pooled:
-            mean, variance = torch.zeros_like(bn.running_mean), torch.zeros_like(bn.running_var)
-            x = F.batch_norm(self.pooled(pool), mean, variance, training=True, momentum=1, eps=bn.eps)
-            self._pooled[key] = x, mean, variance
+            self._pooled[key] = centred(self.pooled(pool))
         return self._pooled[key]
 
 
@@ -91,13 +89,20 @@ class Image:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
+        self._taps: dict[tuple, Tensor] = {}
 
     @cached_property
     def mean(self) -> Tensor:
-        """The mean (1, C, H, W) over the batch."""
+        """The mean (H * W, C) over the batch."""
         N, C, H, W = self.x.shape
-        flat = self.x.detach().permute(0, 2, 3, 1).reshape(N, -1)
-        return (flat.new_full((N,), 1 / N) @ flat).view(1, H, W, C).permute(0, 3, 1, 2)
+        return column_means(rows(self.x.detach()).view(N, -1)).view(H * W, C)
+
+    def taps(self, k: int, stride: int, dilation: int) -> Tensor:
+        """(C, k * k): the means over batch and output pixels of what the taps of a `same` convolution read."""
+        key = k, stride, dilation
+        if key not in self._taps:
+            self._taps[key] = (taps(*self.x.shape[2:], *key, self.x.dtype) @ self.mean).t().contiguous()
+        return self._taps[key]
 
 
 def as_node(x: Tensor | Node | Concatenation) -> Node | Concatenation:
@@ -118,19 +123,23 @@ def pointwise(xs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | No
 
 def pointwise_of_parts(xs: list[Tensor], conv: nn.Conv2d) -> Tensor:
     """conv(torch.cat(xs, dim=1)) with stride 1, for a 1x1 convolution: each part has its columns of the weight."""
+    if conv.bias is None and by_hand(xs[0]):
+        return PointwiseOfParts.apply(conv.weight, *xs)
     return pointwise(xs, conv.weight.split([x.shape[1] for x in xs], dim=1), conv.bias)
 
 
 class Term(NamedTuple):
     """An operation's output bn(conv(x)), not computed yet; without conv and bn it is x.
 
-    If its normalisation is computed by hand, x has been centred: ``mean`` (C) was subtracted.
+    If its normalisation is computed by hand, x has been centred: ``mean`` (C) was subtracted; and without conv the
+    variance (C) of x is known.
     """
 
     x: Tensor
     mean: Tensor | None = None
     conv: nn.Conv2d | None = None  # 1x1
     bn: nn.Module | None = None
+    variance: Tensor | None = None
 
 
 class Operation(nn.Module):
@@ -171,11 +180,10 @@ class Pool(nn.Sequential, Operation):
 
     def term(self, source: Node) -> Term:
         pool, bn = (*self, None)[:2]
-        if bn is None or not bn.training:
+        if not normalised_by_hand(source.x, bn):
             return Term(source.pooled(pool), bn=bn)
-        x, mean, variance = source.normalised(pool, bn)
-        move_running_statistics([bn], [mean], [variance])
-        return Term(x)
+        x, mean, variance = source.centred(pool)
+        return Term(x, mean, None, bn, variance)
 
 
 class ReLUConvBN(Operation):
@@ -205,8 +213,8 @@ class FactorizedReduce(Operation):
         # writes beyond its memory (PyTorch 2.14, channels_last), and this is as fast.
         even, odd = [node.even.x for node in source.nodes], [node.odd.x for node in source.nodes]
         x = torch.cat([pointwise_of_parts(even, self.conv_1), pointwise_of_parts(odd, self.conv_2)], dim=1)
-        x, mean = centred(x) if normalised_by_hand(x, self.bn) else (x, None)
-        return Term(x, mean, None, self.bn)
+        x, mean, variance = centred(x) if normalised_by_hand(x, self.bn) else (x, None, None)
+        return Term(x, mean, None, self.bn, variance)
 
 
 class DilConv(Operation):
@@ -255,7 +263,7 @@ class SepConv(Operation):
 
 def evaluate(term: Term) -> Tensor:
     """bn(conv(x))."""
-    x, mean, conv, bn = term
+    x, mean, conv, bn, _ = term
     if mean is not None:
         return normalised_sum([term], bn.weight[None] if bn.affine else None, bn.bias)
     x = x if conv is None else conv(x)
@@ -268,7 +276,7 @@ def fused_sum(terms: list[Term]) -> Tensor:
     others = [evaluate(term) for term in terms if not isinstance(term.bn, nn.Identity)]
     if not fused:
         return sum(others[1:], start=others[0])
-    xs, _, convs, _ = zip(*fused, strict=True)
+    xs, _, convs, *_ = zip(*fused, strict=True)
     y = pointwise(xs, [conv.weight for conv in convs], sum(conv.bias for conv in convs))
     for other in others:
         y.add_(other)
@@ -278,11 +286,11 @@ def fused_sum(terms: list[Term]) -> Tensor:
 def weighted_sum(terms: list[Term], weights: list[Tensor]) -> Tensor:
     """sum of weights[k] * terms[k], the weights being scalars and the normalisations without affine part."""
     if any(term.mean is not None for term in terms):
-        order = sorted(range(len(terms)), key=lambda k: terms[k].bn is None)
+        order = sorted(range(len(terms)), key=lambda k: (terms[k].conv is None, terms[k].bn is None))
         gain = torch.stack([weights[k] for k in order])[:, None]
         return normalised_sum([terms[k] for k in order], gain, None)
     total = None
-    for (x, _, conv, bn), weight in zip(terms, weights, strict=True):
+    for (x, _, conv, bn, _), weight in zip(terms, weights, strict=True):
         x = x if conv is None else conv(x)
         y = x * weight if bn is None else scaled_bn(x, bn, weight)
         total = y if total is None else total.add_(y)
@@ -306,11 +314,26 @@ def normalised_by_hand(x: Tensor, bn: nn.Module | None) -> bool:
     return isinstance(bn, nn.BatchNorm2d) and bn.training and by_hand(x)
 
 
-def centred(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x minus its mean over batch and pixels, in place, and that mean (C). No normalisation notices the difference."""
+def centred(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x minus its mean over batch and pixels, in place, that mean and the variance (C).
+
+    No normalisation notices the difference.
+    """
     X = rows(x.detach())
-    mean = X.new_full((len(X),), 1 / len(X)) @ X
-    return x.sub_(mean[:, None, None]), mean
+    mean = column_means(X)
+    x.sub_(mean[:, None, None])
+    return x, mean, column_means(X * X)
+
+
+def column_means(X: Tensor) -> Tensor:
+    """The means (C) of a matrix (n, C) with many rows."""
+    return averaging(X.shape[0], X.dtype) @ X
+
+
+@lru_cache(maxsize=32)
+def averaging(n: int, dtype: torch.dtype) -> Tensor:
+    """The vector whose inner product with n numbers is their mean."""
+    return torch.full((n,), 1 / n, dtype=dtype)
 
 
 @torch.no_grad()
@@ -323,24 +346,31 @@ def move_running_statistics(bns: list[nn.BatchNorm2d], means: list[Tensor], vari
 
 
 def normalised_sum(terms: list[Term], gain: Tensor | None, shift: Tensor | None) -> Tensor:
-    """sum over the terms of gain * normalised(conv(x)), and of gain * x where bn is None; these come last.
+    """The sum over the terms of gain * normalised(conv(x)), plus shift; moves the running statistics.
 
-    gain broadcasts to (terms, C); None: 1. shift is (C) or None. Moves the running statistics.
+    Terms without conv (nothing but x to normalise) come behind those with, and terms without bn (x as it is) last.
+    gain broadcasts to (terms, C); None: 1. shift is (C) or None.
     """
-    bns = [term.bn for term in terms if term.bn is not None]
-    K = len(bns)
-    xs, convs = [term.x for term in terms], [term.conv for term in terms[:K]]
-    P = [None if conv is None else conv.weight for conv in convs]
-    y, variances = NormalisedSum.apply(bns[0].eps, K, gain, shift, *P, *xs)
-    means = [term.mean if p is None else p.detach().flatten(1) @ term.mean for term, p in zip(terms, P, strict=False)]
-    count = y.numel() // y.shape[1]
-    move_running_statistics(bns, means, list((variances * (count / (count - 1))).unbind()))
+    convolved = [term for term in terms if term.conv is not None]
+    others = [term for term in terms[len(convolved) :] if term.bn is not None]
+    weights = [term.conv.weight for term in convolved]
+    means = torch.stack([term.mean for term in convolved]) if convolved else None
+    variances = torch.stack([term.variance for term in others]) if others else None
+    xs = [term.x for term in terms]
+    eps = terms[0].bn.eps
+    y, means, variances = NormalisedSum.apply(eps, len(weights), gain, shift, means, variances, *weights, *xs)
+    n = y.numel() // y.shape[1]
+    bns = [term.bn for term in convolved + others]
+    means = [*(means if convolved else ()), *(term.mean for term in others)]
+    move_running_statistics(bns, means, list((variances * (n / (n - 1))).unbind()))
     return y
 
 
 def rows(x: Tensor) -> Tensor:
     """The pixels of x (N, C, H, W) as the rows of a matrix (N*H*W, C); no copy when x is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    x = x.contiguous(memory_format=torch.channels_last)
+    N, C, H, W = x.shape
+    return x.as_strided((N * H * W, C), (C, 1))
 
 
 def empty_images(like: Tensor, C: int) -> Tensor:
@@ -349,9 +379,16 @@ def empty_images(like: Tensor, C: int) -> Tensor:
     return torch.empty((N, C, H, W), dtype=like.dtype, memory_format=torch.channels_last)
 
 
+def images(X: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `rows`: a channels_last tensor (N, C, H, W) whose N, H and W are those of ``like``."""
+    N, _, H, W = like.shape
+    C = X.shape[1]
+    return X.as_strided((N, C, H, W), (H * W * C, 1, W * C, C))
+
+
 def inner_products(Xs: list[Tensor], Ys: list[Tensor]) -> Tensor:
     """The stacked X'Y of matrices with many rows, computed in parts that threads can share."""
-    Xs, Ys = ([M.view(gcd(len(M), 8), -1, M.shape[1]) for M in Ms] for Ms in (Xs, Ys))
+    Xs, Ys = ([M.view(gcd(M.shape[0], 8), -1, M.shape[1]) for M in Ms] for Ms in (Xs, Ys))
     return torch.stack([torch.bmm(X.mT, Y).sum(0) for X, Y in zip(Xs, Ys, strict=True)])
 
 
@@ -361,77 +398,109 @@ class NormalisedSum(Function):
     With the centred pixels x of the batch as rows of X, n of them, and S = X'X / n their covariance, the outputs P x of
     a convolution have variances v = diag(P S P'), so that with gain s and shift t
 
-        y = sum of A x + t,    A = diag(s r) P,    r = (v + eps)^(-1/2).
+        y = sum of A x + t,    A = diag(a) P,    a = s r,    r = (v + eps)^(-1/2).
 
     S is a C x C matrix: this reads X twice and writes y once, where convolution and normalisation pass over large
-    tensors six times, and the backward pass needs nothing but X. Returns y and the v.
+    tensors six times, and the backward pass needs nothing but X. Without convolution A = diag(a); without normalisation
+    r = 1. Returns y, the means P m of the convolutions (m: what was subtracted), and all v.
     """
 
     @staticmethod
-    def forward(ctx, eps: float, K: int, gain: Tensor | None, shift: Tensor | None, *weights_and_xs: Tensor):
-        weights, xs, zs = weights_and_xs[:K], weights_and_xs[K : 2 * K], weights_and_xs[2 * K :]
+    def forward(ctx, eps: float, K: int, gain, shift, means, variances, *weights_and_xs: Tensor):
+        weights, xs = weights_and_xs[:K], weights_and_xs[K:]
         X = [rows(x) for x in xs]
-        P = torch.stack([identity(x) if w is None else w.flatten(1) for x, w in zip(X, weights, strict=True)])
-        S = inner_products(X, X).div_(len(X[0]))
-        PS = P @ S
-        v = (PS * P).sum(2)
+        v, P, PS, A = variances, None, None, None
+        if K:
+            P = torch.stack([weight.flatten(1) for weight in weights])
+            S = inner_products(X[:K], X[:K]).div_(X[0].shape[0])
+            PS = torch.bmm(P, S)
+            v = (PS * P).sum(2)
+            v = v if variances is None else torch.cat([v, variances])
+            means = torch.bmm(P, means[:, :, None]).squeeze(2)
         r = (v + eps).rsqrt_()
-        A = P * (r if gain is None else r * gain[:K])[:, :, None]
-        y = empty_images(xs[0], P.shape[1])
+        if len(X) > r.shape[0]:
+            r = torch.cat([r, r.new_ones(len(X) - r.shape[0], r.shape[1])])
+        a = r if gain is None else r * gain
+        y = empty_images(xs[0], r.shape[1])
         Y = rows(y)
-        if shift is None:
-            torch.mm(X[0], A[0].t(), out=Y)
-        else:
-            torch.addmm(shift, X[0], A[0].t(), out=Y)
-        for k in range(1, K):
-            Y.addmm_(X[k], A[k].t())
-        for k, z in enumerate(zs):
-            Y.addcmul_(rows(z), gain[K + k])
-        ctx.K = K
-        ctx.save_for_backward(P, gain, PS, r, A, *xs, *zs)
-        ctx.mark_non_differentiable(v)
+        if shift is not None:
+            Y.copy_(shift)
+        if K:
+            A = P * a[:K, :, None]
+            for k, At in enumerate(A.mT.unbind()):
+                Y.addmm_(X[k], At, beta=1 if k or shift is not None else 0)
+        elif shift is None:
+            Y.zero_()
+        for x, scale in zip(X[K:], a[K:].unbind(), strict=True):
+            Y.addcmul_(x, scale)
+        ctx.K, ctx.normalised = K, v.shape[0]
+        ctx.save_for_backward(gain, r, a, P, PS, A, *X)
+        ctx.mark_non_differentiable(*(t for t in (means, v) if t is not None))
         ctx.set_materialize_grads(False)
-        return y, v
+        return y, means, v
 
     @staticmethod
-    def backward(ctx, dy: Tensor, _):
-        K, need = ctx.K, ctx.needs_input_grad
-        P, gain, PS, r, A, *xs = ctx.saved_tensors
-        xs, zs = xs[:K], xs[K:]
-        X, G = [rows(x) for x in xs], rows(dy)
-        n = len(G)
-        d = G.new_full((n,), 1 / n) @ G  # mean of dy
-        dA = inner_products([G] * K, X)
-        q = (dA * P).sum(2)  # the gradient of s r
-        s = r if gain is None else r * gain[:K]
-        dv = q * s * r * r * -0.5
-        dgain = None
-        if need[2]:
-            dgain = (q * r).sum_to_size(gain[:K].shape)
-            if zs:
-                g = G.reshape(-1)
-                dgain = torch.cat([dgain, torch.stack([torch.dot(g, rows(z).reshape(-1)) for z in zs])[:, None]])
+    def backward(ctx, dy: Tensor, *_):
+        K, need_dx = ctx.K, ctx.needs_input_grad[6 + ctx.K :]
+        gain, r, a, P, PS, A, *X = ctx.saved_tensors
+        G = rows(dy)
+        n = G.shape[0]
+        d = column_means(G)
+        q = []  # the gradient of a
+        if K:
+            dA = inner_products([G] * K, X[:K])
+            q.append((dA * P).sum(2))
+        if len(X) > K:
+            q.append(torch.stack([column_means(G * x) for x in X[K:]]).mul_(n))
+        q = torch.cat(q)
+        dv = q * a * r * r * -0.5
+        dgain = (q * r).sum_to_size(gain.shape) if ctx.needs_input_grad[2] else None
         dP = [None] * K
-        if any(need[4 : 4 + K]):
-            all_dP = (dA * s[:, :, None]).add_(PS * (2 * dv)[:, :, None])[..., None, None].unbind()
-            dP = [dP if needed else None for dP, needed in zip(all_dP, need[4 : 4 + K], strict=True)]
-        dx = [None] * K
-        if any(need[4 + K : 4 + 2 * K]):
-            # x acts through S and through A x; because it is centred, the mean of its gradient does not count.
-            M = (P.mT * dv[:, None]) @ P * (2 / n)
+        if any(ctx.needs_input_grad[6 : 6 + K]):
+            dP = (dA * a[:K, :, None]).addcmul_(PS, dv[:K, :, None], value=2)[..., None, None].unbind()
+        dx = [None] * len(X)
+        if any(need_dx):
+            # x acts through v and through A x; because it is centred, the mean of its gradient does not count.
             centred_G = G - d
-            for k, x in enumerate(xs):
-                if need[4 + K + k]:
-                    dx[k] = empty_images(x, x.shape[1])
-                    torch.mm(X[k], M[k], out=rows(dx[k])).addmm_(centred_G, A[k])
-        N, C, H, W = dy.shape
-        G = G.view(N, H, W, C).permute(0, 3, 1, 2)  # dy, channels_last
-        dz = [G * gain[K + k] if need[4 + 2 * K + k] else None for k in range(len(zs))]
-        return None, None, dgain, d * n if need[3] else None, *dP, *dx, *dz
+            dv = (dv * (2 / n))[:, None]
+            if K:
+                M = torch.bmm(P.mT * dv[:K], P)
+            for k in range(len(X)):
+                if need_dx[k]:
+                    if k < K:
+                        dX = torch.mm(X[k], M[k]).addmm_(centred_G, A[k])
+                    elif k < ctx.normalised:
+                        dX = torch.mul(X[k], dv[k]).addcmul_(centred_G, a[k])
+                    else:
+                        dX = torch.mul(G, a[k])
+                    dx[k] = images(dX, dy)
+        return None, None, dgain, d * n if ctx.needs_input_grad[3] else None, None, None, *dP, *dx
 
 
-def identity(X: Tensor) -> Tensor:
-    return torch.eye(X.shape[1], dtype=X.dtype)
+class PointwiseOfParts(Function):
+    """A 1x1 convolution (C', C, 1, 1) of xs (N, C/K, H, W) side by side, as matrix products."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, *xs: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, *xs)
+        P = weight.flatten(1).t().split([x.shape[1] for x in xs])
+        y = empty_images(xs[0], weight.shape[0])
+        Y = torch.mm(rows(xs[0]), P[0], out=rows(y))
+        for x, p in zip(xs[1:], P[1:], strict=True):
+            Y.addmm_(rows(x), p)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        weight, *xs = ctx.saved_tensors
+        G, dweight = rows(dy), None
+        if ctx.needs_input_grad[0]:
+            dweight = torch.cat([*inner_products([G] * len(xs), [rows(x) for x in xs])], dim=1).view_as(weight)
+        dxs = [None] * len(xs)
+        for k, P in enumerate(weight.flatten(1).split([x.shape[1] for x in xs], dim=1)):
+            if ctx.needs_input_grad[1 + k]:
+                dxs[k] = images(G.mm(P), dy)
+        return dweight, *dxs
 
 
 # ---- depthwise convolution -----------------------------------------------------------------------------------------
@@ -449,16 +518,34 @@ def separable(image: Image, conv: nn.Conv2d, pointwise: nn.Conv2d, bn: nn.Module
         padding = dilation * (conv.kernel_size[0] // 2)
         x = F.conv2d(image.x, conv.weight, conv.bias, stride, padding, dilation, conv.groups)
         return Term(x, None, pointwise, bn)
-    mean = None
-    if normalised_by_hand(image.x, bn):
-        mean = convolve(image.mean, conv.weight.detach(), stride, dilation).mean((0, 2, 3))
-    return Term(Depthwise.apply(image.x, conv.weight, mean, stride, dilation), mean, pointwise, bn)
+    means = image.taps(conv.kernel_size[0], stride, dilation) if normalised_by_hand(image.x, bn) else None
+    x, mean = Depthwise.apply(image.x, conv.weight, means, stride, dilation)
+    return Term(x, mean, pointwise, bn)
+
+
+@lru_cache(maxsize=32)
+def taps(H: int, W: int, k: int, stride: int, dilation: int, dtype: torch.dtype) -> Tensor:
+    """(k * k, H * W): the part of the output pixels for which a tap of a `same` convolution reads an image's pixel."""
+    offset = dilation * (torch.arange(k) - k // 2)
+    read = [
+        (stride * torch.arange(-(-size // stride)) + offset[:, None])[..., None] == torch.arange(size)
+        for size in (H, W)
+    ]
+    rows, columns = (r.to(dtype).mean(1) for r in read)
+    return torch.kron(rows, columns)
 
 
 def average(x: Tensor) -> Tensor:
     """Average pooling 3x3 with stride 1: the sum of the pixels there are, divided by their number."""
-    kernel, image = x.new_ones(x.shape[1], 1, 3, 3), x.new_ones(1, 1, *x.shape[2:])
-    return Depthwise.apply(x, kernel, None, 1, 1).mul_(1 / convolve(image, kernel[:1], 1, 1))
+    C, H, W = x.shape[1:]
+    sums, _ = Depthwise.apply(x, x.new_ones(C, 1, 3, 3), None, 1, 1)
+    return sums.mul_(reciprocal_counts(H, W, x.dtype))
+
+
+@lru_cache(maxsize=32)
+def reciprocal_counts(H: int, W: int, dtype: torch.dtype) -> Tensor:
+    """(1, 1, H, W): one over the number of pixels in the 3x3 window around each."""
+    return 1 / F.conv2d(torch.ones(1, 1, H, W, dtype=dtype), torch.ones(1, 1, 3, 3, dtype=dtype), padding=1)
 
 
 def every_second(x: Tensor, first: int) -> Tensor:
@@ -485,19 +572,25 @@ class EverySecond(Function):
 
 
 class Depthwise(Function):
-    """Depthwise convolution with `same` padding, minus its mean (C) if given, which is a constant.
+    """Depthwise convolution with `same` padding; given its `Image.taps`, minus its mean (C), which is a constant.
 
-    The backward pass stays in the library's fast cases.
+    The mean of the output is the kernel applied to the means of its taps. The backward pass stays in the library's fast
+    cases. Returns the images and the mean (None without taps).
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, mean: Tensor | None, stride: int, dilation: int) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, taps: Tensor | None, stride: int, dilation: int):
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.dilation = stride, dilation
-        return convolve(x, weight, stride, dilation, None if mean is None else -mean)
+        ctx.set_materialize_grads(False)
+        if taps is None:
+            return convolve(x, weight, stride, dilation), None
+        mean = torch.linalg.vecdot(weight.flatten(1), taps)
+        ctx.mark_non_differentiable(mean)
+        return convolve(x, weight, stride, dilation, -mean), mean
 
     @staticmethod
-    def backward(ctx, dy: Tensor):
+    def backward(ctx, dy: Tensor, _):
         x, weight = ctx.saved_tensors
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = dw = None
@@ -561,5 +654,7 @@ def three_columns_gradient(x: Tensor, dy: Tensor, height: int, stride: list[int]
 
 def join_columns(x: Tensor, number: int) -> Tensor:
     """(N, C, H, W) -> (N, number * C, H, W / number), a view of a channels_last tensor."""
+    if number == 1:
+        return x
     N, C, H, W = x.shape
     return x.permute(0, 2, 3, 1).reshape(N, H, W // number, number * C).permute(0, 3, 1, 2)

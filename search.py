@@ -288,7 +288,9 @@ def train_epoch(search: Search, train: data.Loader, valid: data.Loader, run: Run
                 if args.unrolled:
                     loss, logits = unrolled_backward(search, weights, active, (x, y), (x_valid, y_valid))
                 else:
-                    loss, logits = architecture_backward(search.network, weights, active, x_valid, y_valid)
+                    loss, logits = architecture_backward(
+                        search.network, search.optimizer, weights, active, x_valid, y_valid
+                    )
             arch_norm = architecture_step(search.architecture, search.arch_optimizer, args.arch_grad_clip)
             search.arch_average.add(loss, logits, y_valid)
 
@@ -308,10 +310,18 @@ def train_epoch(search: Search, train: data.Loader, valid: data.Loader, run: Run
 
 
 def architecture_backward(
-    network: Network, weights: dict[str, Tensor], active: dict, x: Tensor, y: Tensor
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    active: dict,
+    x: Tensor,
+    y: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradient of the validation loss to alpha and beta, and to nothing else; returns loss and logits."""
-    with frozen(network):
+    """Add the gradient of the validation loss to alpha and beta, and to nothing else; returns loss and logits.
+
+    ``optimizer`` is that of the network's weights.
+    """
+    with frozen(optimizer):
         logits = network(x, weights, active)
         loss = F.cross_entropy(logits, y)
         loss.backward()
@@ -344,9 +354,9 @@ def weight_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float
 
 
 @contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """The network's weights need no gradient: a backward pass does not compute them and keeps less in memory."""
-    parameters = list(network.parameters())
+def frozen(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """What the optimizer trains needs no gradient: a backward pass does not compute it and keeps less in memory."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:
         p.requires_grad = False
     try:

@@ -80,7 +80,7 @@ def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pa
         plain_sgd.step()
 
     def our_step() -> None:
-        search.architecture_backward(network, weights(), active, x, y)
+        search.architecture_backward(network, sgd, weights(), active, x, y)
         search.architecture_step(architecture, adam, 0)
         with torch.no_grad():
             w = weights()

@@ -123,7 +123,7 @@ def test_a_search_step_never_waits_for_the_device():
     watch.at_once = False
     with NoSynchronisation():
         weights = architecture.weights(active, tau=1.0)
-        loss, logits = search.architecture_backward(network, weights, active, x, y)
+        loss, logits = search.architecture_backward(network, sgd, weights, active, x, y)
         with torch.no_grad():
             weights = architecture.weights(active)
         loss = F.cross_entropy(network(x, weights, active), y)

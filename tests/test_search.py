@@ -66,7 +66,7 @@ def test_thirty_steps_are_those_of_the_published_search():
                     np.testing.assert_allclose(getattr(state.space, name)[kind], expected, rtol=1e-5)
         active = state.space.active_ops()
         x, y, x_val, y_val = (batches[name][step % 6] for name in ("x", "y", "x_val", "y_val"))
-        search.architecture_backward(state.network, state.weights(active), active, x_val, y_val)
+        search.architecture_backward(state.network, state.optimizer, state.weights(active), active, x_val, y_val)
         search.architecture_step(state.architecture, state.arch_optimizer, 0)
         with torch.no_grad():
             weights = state.weights(active)
@@ -223,7 +223,7 @@ def test_the_architecture_step_leaves_the_weights_alone():
     state.move_subspace()
     active = state.space.active_ops()
     x, y = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
-    search.architecture_backward(state.network, state.weights(active), active, x, y)
+    search.architecture_backward(state.network, state.optimizer, state.weights(active), active, x, y)
     assert all(p.grad is None and p.requires_grad for p in state.network.parameters())
     assert all(p.grad.abs().sum() > 0 for p in state.architecture.parameters())
     norms = [p.grad.norm() for p in state.architecture.parameters()]
