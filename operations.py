@@ -51,11 +51,15 @@ class Node:
     @cached_property
     def even(self) -> Image:
         """The ReLU's pixels in even rows and columns."""
-        return Image(every_second(self.relu.x, 0))
+        return Image(self._even_and_odd[0])
 
     @cached_property
     def odd(self) -> Image:
-        return Image(every_second(self.relu.x, 1))
+        return Image(self._even_and_odd[1])
+
+    @cached_property
+    def _even_and_odd(self) -> tuple[Tensor, Tensor]:
+        return even_and_odd(self.relu.x)
 
     def pooled(self, pool: nn.Module) -> Tensor:
         """pool(x), the same tensor for every pooling layer of this kind and stride."""
@@ -340,8 +344,8 @@ def averaging(n: int, dtype: torch.dtype) -> Tensor:
 def move_running_statistics(bns: list[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:
     """What nn.BatchNorm2d does to its buffers in training mode, given the means and unbiased variances (C)."""
     momentum = bns[0].momentum
-    torch._foreach_lerp_([bn.running_mean for bn in bns], means, momentum)
-    torch._foreach_lerp_([bn.running_var for bn in bns], variances, momentum)
+    buffers = [bn.running_mean for bn in bns] + [bn.running_var for bn in bns]
+    torch._foreach_lerp_(buffers, means + variances, momentum)
     torch._foreach_add_([bn.num_batches_tracked for bn in bns], 1)
 
 
@@ -548,27 +552,30 @@ def reciprocal_counts(H: int, W: int, dtype: torch.dtype) -> Tensor:
     return 1 / F.conv2d(torch.ones(1, 1, H, W, dtype=dtype), torch.ones(1, 1, 3, 3, dtype=dtype), padding=1)
 
 
-def every_second(x: Tensor, first: int) -> Tensor:
-    """x[:, :, first::2, first::2], channels_last."""
+def even_and_odd(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x[:, :, ::2, ::2] and x[:, :, 1::2, 1::2], channels_last."""
     if by_hand(x):
-        return EverySecond.apply(x, first)
-    return x[:, :, first::2, first::2].contiguous(memory_format=torch.channels_last)
+        return EvenAndOdd.apply(x)
+    return tuple(x[:, :, i::2, i::2].contiguous(memory_format=torch.channels_last) for i in (0, 1))
 
 
-class EverySecond(Function):
-    """every_second, whose backward pass stays channels_last."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, first: int) -> Tensor:
-        ctx.shape, ctx.first = x.shape, first
-        return x[:, :, first::2, first::2].contiguous(memory_format=torch.channels_last)
+class EvenAndOdd(Function):
+    """even_and_odd, whose backward pass stays channels_last."""
 
     @staticmethod
-    def backward(ctx, dy: Tensor):
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.shape = x.shape
+        ctx.set_materialize_grads(False)
+        return tuple(x[:, :, i::2, i::2].contiguous(memory_format=torch.channels_last) for i in (0, 1))
+
+    @staticmethod
+    def backward(ctx, *dys: Tensor | None):
         N, C, H, W = ctx.shape
-        dx = dy.new_zeros(N, H, W, C).permute(0, 3, 1, 2)
-        dx[:, :, ctx.first :: 2, ctx.first :: 2] = dy
-        return dx, None
+        dx = next(dy for dy in dys if dy is not None).new_zeros(N, H, W, C).permute(0, 3, 1, 2)
+        for i, dy in enumerate(dys):
+            if dy is not None:
+                dx[:, :, i::2, i::2] = dy
+        return dx
 
 
 class Depthwise(Function):
