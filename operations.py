@@ -70,7 +70,7 @@ class Node:
         return self._pooled[key]
 
     def centred(self, pool: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """pool(x) minus its mean, the same tensor again, with its mean and variance (C)."""
+        """pool(x) minus its mean, the same tensor again (in place: `pooled` gives it too), mean and variance (C)."""
         key = (type(pool), pool.stride, "centred")
         if key not in self._pooled:
             self._pooled[key] = centred(self.pooled(pool))
