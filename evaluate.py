@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 
 import data
+import engine
 import genotypes
 import model
-import search
 import utils
-from retrain import load_genotype
+from engine import load_genotype
 from utils import UserError, number
 
 Run = Callable[[Tensor], Tensor]  # images -> logits
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     if args.model_path is None:
         raise UserError("--model_path is missing: name a checkpoint file or a run folder")
     device = utils.device_of(args)
-    search.check_common(args, device)
+    engine.check_common(args, device)
     rank, world_size = utils.start_distributed(device)
     checkpoint, network = load_network(args)
     dataset, image_size = tested_on(args, checkpoint, network)
@@ -75,8 +75,8 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     }
     network = model.fuse(network.to(device).eval())
     started = time.time()
-    with search.autocast(args, device):
-        metrics = search.validate(network, test, lambda x: network(x)[0], device)
+    with engine.autocast(args, device):
+        metrics = engine.evaluate(lambda x: network(x)[0], test, device)
     result |= {
         "images": metrics.count,
         "top1": metrics.top1,
@@ -104,7 +104,7 @@ def tested_on(args: argparse.Namespace, checkpoint: dict, network: model.Network
 
 def check_fits(path: str, network: model.Network, info: data.Info, dataset: str) -> None:
     """UserError if the network has other classes than the dataset, or is for other images."""
-    large = search.stem_for(info, dataset) == "imagenet"
+    large = engine.stem_for(info, dataset) == "imagenet"
     if large != isinstance(network, model.NetworkImageNet):
         raise UserError(
             f"{path}: checkpoint has the network for {'small' if large else 'large'} images,"
@@ -315,7 +315,7 @@ def count(args: argparse.Namespace) -> list[dict]:
     """
     dataset = args.dataset or "cifar10"
     info = data.lookup(dataset, args.image_size)
-    large = search.stem_for(info, dataset) == "imagenet"
+    large = engine.stem_for(info, dataset) == "imagenet"
     classes, layers = info.num_classes or 1000, args.layers or (14 if large else 20)
     rows = []
     for arch in [args.arch] if args.arch else genotypes.names():

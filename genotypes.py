@@ -19,6 +19,8 @@ Genotype = namedtuple("Genotype", "normal normal_concat reduce reduce_concat")
 
 NODES = 4  # intermediate nodes of a cell
 EDGES = 14  # node i has 2 + i incoming edges
+EDGE_LIST = [(node, source) for node in range(NODES) for source in range(2 + node)]
+CELL_TYPES = ("normal", "reduce")
 
 PRIMITIVES = [
     "none",
@@ -236,6 +238,10 @@ DARTS_V2 = Genotype(
     ],
     reduce_concat=range(2, 6),
 )
+
+
+def count_skips(genotype):
+    return sum(op == "skip_connect" for op, _ in genotype.normal)
 
 
 def load(text: str) -> Genotype:

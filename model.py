@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
+import fast
 from genotypes import Genotype
 from model_search import imagenet_stem
-from operations import OPS, Concatenation, FactorizedReduce, Identity, Node, ReLUConvBN, fused_sum
+from operations import OPS, FactorizedReduce, Identity, ReLUConvBN
 
 
 class Cell(nn.Module):
@@ -28,31 +29,29 @@ class Cell(nn.Module):
         self.preprocess0 = preprocess0(C_prev_prev, C)
         self.preprocess1 = ReLUConvBN(C_prev, C)
         edges = genotype.reduce if reduction else genotype.normal
+        self.incoming = [(e, e + 1) for e in range(0, len(edges), 2)]  # the two edges of each intermediate node
         self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
         self.multiplier = len(self._concat)
         self._indices = [source for _, source in edges]
         self._ops = nn.ModuleList(OPS[op](C, 2 if reduction and source < 2 else 1, True) for op, source in edges)
 
-    def forward(self, s0: Node | Concatenation, s1: Node | Concatenation, drop_path_prob: float) -> Concatenation:
-        nodes = [Node(self.preprocess0(s0)), Node(self.preprocess1(s1))]
-        edges = list(zip(self._ops, self._indices, strict=True))
-        for a, b in zip(edges[::2], edges[1::2], strict=True):
-            if self.training:
-                x = path(*a, nodes, drop_path_prob) + path(*b, nodes, drop_path_prob)
-            else:
-                x = fused_sum([op.term(nodes[source]) for op, source in (a, b)])
-            nodes.append(Node(x))
-        return Concatenation([nodes[i] for i in self._concat])
+    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
+        """The output (N, C * multiplier, H, W) from those of the two cells before."""
+        if not isinstance(s0, Tensor):  # nodes of fast.py: the same, faster
+            return fast.discovered_cell(self, s0, s1, drop_path_prob)
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for pair in self.incoming:
+            a, b = (self.drop_path(e, self._ops[e](states[self._indices[e]]), drop_path_prob) for e in pair)
+            states.append(a + b)
+        return torch.cat([states[i] for i in self._concat], dim=1)
 
-
-def path(op: nn.Module, source: int, nodes: list[Node], drop_path_prob: float) -> Tensor:
-    """An edge in training: the operation's output, dropped for some samples unless it is a skip connection."""
-    y = op(nodes[source])
-    return drop_path(y, drop_path_prob) if drop_path_prob > 0 and not isinstance(op, Identity) else y
+    def drop_path(self, edge: int, y: Tensor, p: float) -> Tensor:
+        """The operation's output y, in training dropped for some samples unless it is an identity."""
+        return drop_path(y, p) if self.training and p > 0 and not isinstance(self._ops[edge], Identity) else y
 
 
 def drop_path(x: Tensor, p: float) -> Tensor:
-    """x (N, C, H, W) with each sample zeroed with probability p, the others divided by 1 - p (FractalNet)."""
+    """x (N, C, H, W) with each sample zeroed with probability p, the others divided by 1 - p (FractalNet, 2017)."""
     keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - p)
     return x * (keep / (1 - p))
 
@@ -86,6 +85,8 @@ class AuxiliaryHead(nn.Module):
 
 class Network(nn.Module):
     """What both networks share: cells with two reductions, the auxiliary head, pooling and the linear classifier."""
+
+    plain = False  # compute by the modules' own forwards instead of fast.py: fast.switch_off
 
     def __init__(
         self,
@@ -124,14 +125,13 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (N, classes) of images (N, 3, H, W), and those of the auxiliary head in training mode, else None."""
-        s0, s1 = self.stems(x.contiguous(memory_format=torch.channels_last))
-        s0, s1 = (Node(s0),) * 2 if s0 is s1 else (Node(s0), Node(s1))
+        s0, s1 = self.stems(x) if self.plain else fast.nodes(*self.stems(fast.channels_last(x)))
         auxiliary_logits = None
         for layer, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
             if layer == self._auxiliary_layer and self.training and hasattr(self, "auxiliary_head"):
-                auxiliary_logits = self.auxiliary_head(s1.x)
-        return self.classifier(self.global_pooling(s1.x).flatten(1)), auxiliary_logits
+                auxiliary_logits = self.auxiliary_head(fast.whole(s1))
+        return self.classifier(self.global_pooling(fast.whole(s1)).flatten(1)), auxiliary_logits
 
 
 class NetworkCIFAR(Network):
@@ -186,6 +186,21 @@ class NetworkImageNet(Network):
     def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
         s0 = self.stem0(x)
         return s0, self.stem1(s0)
+
+
+def network_for(
+    large: bool,
+    C: int,
+    num_classes: int,
+    layers: int,
+    auxiliary: bool,
+    genotype: Genotype,
+    auxiliary_second_bn: bool = False,
+) -> Network:
+    """NetworkImageNet for large images, NetworkCIFAR for small ones (whose auxiliary head always has a second BN)."""
+    if large:
+        return NetworkImageNet(C, num_classes, layers, auxiliary, genotype, auxiliary_second_bn)
+    return NetworkCIFAR(C, num_classes, layers, auxiliary, genotype)
 
 
 def fuse(network: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 The three are apart: the Network holds weights only and is told which operations are active as plain Python indices; the
 Architecture holds alpha and beta; the DynamicSpace is numpy on the CPU and knows no module. A space that does not move,
-with fixed candidates per edge, is P-DARTS.
+with fixed candidates per edge, is that of DARTS and P-DARTS.
 """
 
 from __future__ import annotations
@@ -16,34 +16,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from genotypes import EDGES, NODES, Genotype
-from operations import OPS, Concatenation, FactorizedReduce, Identity, Node, Pool, ReLUConvBN, Term, weighted_sum
-
-CELL_TYPES = ("normal", "reduce")
+import fast
+from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES, Genotype
+from operations import OPS, FactorizedReduce, Identity, Pool, ReLUConvBN
 
 
 class MixedOp(nn.Module):
-    """One edge: the weighted sum of its active candidates (DARTS, equation 2; DDSAS, section 2)."""
+    """One edge, with its candidate operations."""
 
     def __init__(self, C: int, stride: int, primitives: list[str]) -> None:
         super().__init__()
+        self.stride = stride
         self._ops = nn.ModuleList()
         for primitive in primitives:
             op = OPS[primitive](C, stride, False)
             if isinstance(op, Pool):
                 op.append(nn.BatchNorm2d(C, affine=False))
             self._ops.append(op)
-        self.stride = stride
-        self.computed = [k for k, primitive in enumerate(primitives) if primitive != "none"]
 
-    def terms(self, source: Node, weights: list[Tensor], active: list[int] | None) -> list[tuple[Term, Tensor]]:
-        """(operation's output, its weight) of the active candidates other than `none`."""
-        chosen = self.computed if active is None else [k for k in active if k in self.computed]
-        return [(self._ops[k].term(source), weights[k]) for k in chosen]
+    def forward(self, x: Tensor, weights: list[Tensor], active: list[int]) -> Tensor:
+        """sum over the active operations o of w_o * o(x) (DARTS, equation 2; the active ones alone: DDSAS)."""
+        return sum(weights[k] * self._ops[k](x) for k in active)
 
 
 class Cell(nn.Module):
     """A cell: each intermediate node sums its incoming edges; the output concatenates the intermediate nodes."""
+
+    nodes = NODES
+    incoming = [
+        [e for e, (node, _) in enumerate(EDGE_LIST) if node == n] for n in range(NODES)
+    ]  # edges, source by source
 
     def __init__(
         self,
@@ -59,67 +61,19 @@ class Cell(nn.Module):
         preprocess0 = FactorizedReduce if reduction_prev else ReLUConvBN
         self.preprocess0 = preprocess0(C_prev_prev, C, affine=False)
         self.preprocess1 = ReLUConvBN(C_prev, C, affine=False)
-        sources = [source for node in range(NODES) for source in range(2 + node)]
         self._ops = nn.ModuleList(
             MixedOp(C, 2 if reduction and source < 2 else 1, primitives)
-            for source, primitives in zip(sources, candidates, strict=True)
+            for (_, source), primitives in zip(EDGE_LIST, candidates, strict=True)
         )
 
-    def forward(
-        self,
-        s0: Node | Concatenation,
-        s1: Node | Concatenation,
-        weights: list[list[Tensor]],
-        active: list[list[int]] | None,
-    ) -> Concatenation:
-        nodes = [Node(self.preprocess0(s0)), Node(self.preprocess1(s1))]
-        edge = 0
-        for _ in range(NODES):
-            terms = []
-            for source in nodes:
-                terms += self._ops[edge].terms(source, weights[edge], None if active is None else active[edge])
-                edge += 1
-            if not terms:  # every incoming edge is `none`
-                stride = self._ops[edge - len(nodes)].stride
-                terms = [(Term(torch.zeros_like(nodes[0].x[:, :, ::stride, ::stride])), weights[edge - 1][0])]
-            nodes.append(Node(weighted_sum(*zip(*terms, strict=True))))
-        return Concatenation(nodes[2:])
-
-
-def recomputed(
-    cell: Cell,
-    s0: Node | Concatenation,
-    s1: Node | Concatenation,
-    weights: list[list[Tensor]],
-    active: list[list[int]] | None,
-) -> Concatenation:
-    """cell(s0, s1, weights, active), of which only inputs and outputs are kept until the backward pass."""
-    first = len(s0.nodes)
-
-    def run(*xs: Tensor) -> tuple[Tensor, ...]:
-        nodes = [Node(x) for x in xs]
-        return tuple(
-            node.x for node in cell(*map(Concatenation, (nodes[:first], nodes[first:])), weights, active).nodes
-        )
-
-    xs = [node.x for node in s0.nodes + s1.nodes]
-    outputs = checkpoint(run, *xs, use_reentrant=False, context_fn=lambda: (nullcontext(), statistics_kept(cell)))
-    return Concatenation([Node(x) for x in outputs])
-
-
-@contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """The running statistics stay as they are while the module computes once more what moved them already."""
-    bns = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [(bn, bn.momentum, bn.num_batches_tracked.clone()) for bn in bns]
-    for bn in bns:
-        bn.momentum = 0.0
-    try:
-        yield
-    finally:
-        for bn, momentum, count in before:
-            bn.momentum = momentum
-            bn.num_batches_tracked.copy_(count)
+    def forward(self, s0: Tensor, s1: Tensor, weights: list[list[Tensor]], active: list[list[int]]) -> Tensor:
+        """The output (N, 4 C, H, W) from those of the two cells before; weights and active operations edge by edge."""
+        if not isinstance(s0, Tensor):  # nodes of fast.py: the same, faster
+            return fast.supernet_cell(self, s0, s1, weights, active)
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for edges in self.incoming:
+            states.append(sum(self._ops[e](x, weights[e], active[e]) for x, e in zip(states, edges, strict=True)))
+        return torch.cat(states[2:], dim=1)
 
 
 class Network(nn.Module):
@@ -129,6 +83,7 @@ class Network(nn.Module):
     ``stem`` is "cifar" (any small image) or "imagenet" (a stride of 8 before the first cell).
     """
 
+    plain = False  # compute by the modules' own forwards instead of fast.py: fast.switch_off
     checkpoint_cells = False  # compute every cell once more in the backward pass instead of keeping what is in it
 
     def __init__(
@@ -137,11 +92,11 @@ class Network(nn.Module):
         super().__init__()
         if not isinstance(candidates, dict):
             candidates = {kind: [candidates] * EDGES for kind in CELL_TYPES}
+        self.candidates = candidates
+        C_prev = 3 * C
         if stem == "cifar":
-            C_prev = 3 * C
             self.stem = nn.Sequential(nn.Conv2d(3, C_prev, 3, padding=1, bias=False), nn.BatchNorm2d(C_prev))
         elif stem == "imagenet":
-            C_prev = 3 * C
             self.stem0, self.stem1 = imagenet_stem(C_prev)
         else:
             raise ValueError(f"stem must be 'cifar' or 'imagenet', got {stem!r}")
@@ -174,18 +129,42 @@ class Network(nn.Module):
         ``weights[kind]`` (14, o) are the operations' weights, ``active[kind]`` 14 lists of operation indices; the
         operations not listed are not computed. None: all are active.
         """
-        x = x.contiguous(memory_format=torch.channels_last)
-        if hasattr(self, "stem"):
-            s0 = s1 = Node(self.stem(x))
-        else:
-            s0 = Node(self.stem0(x))
-            s1 = Node(self.stem1(s0.x))
-        scalars = {kind: split(weights[kind]) for kind in CELL_TYPES}
+        active = active or {kind: [range(len(ops)) for ops in edges] for kind, edges in self.candidates.items()}
+        scalars = {kind: split(w) for kind, w in weights.items()}
+        s0, s1 = self.stems(x) if self.plain else fast.nodes(*self.stems(fast.channels_last(x)))
         compute = recomputed if self.checkpoint_cells and torch.is_grad_enabled() else Cell.__call__
         for cell in self.cells:
             kind = "reduce" if cell.reduction else "normal"
-            s0, s1 = s1, compute(cell, s0, s1, scalars[kind], None if active is None else active[kind])
-        return self.classifier(self.global_pooling(s1.x).flatten(1))
+            s0, s1 = s1, compute(cell, s0, s1, scalars[kind], active[kind])
+        return self.classifier(self.global_pooling(fast.whole(s1)).flatten(1))
+
+    def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two inputs of the first cell."""
+        s0 = self.stem(x) if hasattr(self, "stem") else self.stem0(x)
+        return s0, s0 if hasattr(self, "stem") else self.stem1(s0)
+
+
+def recomputed(cell: Cell, s0: Tensor, s1: Tensor, weights: list, active: list) -> Tensor:
+    """cell(s0, s1, weights, active), of which only inputs and output are kept until the backward pass."""
+    contexts = nullcontext(), statistics_kept(cell)
+    if not isinstance(s0, Tensor):
+        return fast.recomputed_cell(cell, s0, s1, weights, active, contexts)
+    return checkpoint(cell, s0, s1, weights, active, use_reentrant=False, context_fn=lambda: contexts)
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """The running statistics stay as they are while the module computes once more what moved them already."""
+    bns = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [(bn, bn.momentum, bn.num_batches_tracked.clone()) for bn in bns]
+    for bn in bns:
+        bn.momentum = 0.0
+    try:
+        yield
+    finally:
+        for bn, momentum, count in before:
+            bn.momentum = momentum
+            bn.num_batches_tracked.copy_(count)
 
 
 def split(weights: Tensor) -> list[list[Tensor]]:
@@ -212,18 +191,23 @@ def imagenet_stem(C: int) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 class Architecture(nn.Module):
-    """alpha and beta (the paper's zeta) of the normal and the reduction cells, each (num_edges, num_ops)."""
+    """alpha and beta (zeta in the paper) of each cell type, (num_edges, num_ops), 1e-3 * N(0, 1) at the start.
 
-    def __init__(self, num_edges: int, num_ops: int) -> None:
+    The parameters are alphas_normal, alphas_reduce, betas_normal, betas_reduce.
+    """
+
+    def __init__(self, num_edges: int, num_ops: int, cell_types: tuple[str, ...] = CELL_TYPES) -> None:
         super().__init__()
-        for name in ("alphas_normal", "alphas_reduce", "betas_normal", "betas_reduce"):
-            self.register_parameter(name, nn.Parameter(1e-3 * torch.randn(num_edges, num_ops)))
+        self.cell_types = cell_types
+        for name in ("alphas", "betas"):
+            for kind in cell_types:
+                self.register_parameter(f"{name}_{kind}", nn.Parameter(1e-3 * torch.randn(num_edges, num_ops)))
 
     def alphas(self) -> dict[str, Tensor]:
-        return {"normal": self.alphas_normal, "reduce": self.alphas_reduce}
+        return {kind: getattr(self, f"alphas_{kind}") for kind in self.cell_types}
 
     def betas(self) -> dict[str, Tensor]:
-        return {"normal": self.betas_normal, "reduce": self.betas_reduce}
+        return {kind: getattr(self, f"betas_{kind}") for kind in self.cell_types}
 
     def weights(
         self,
@@ -232,9 +216,11 @@ class Architecture(nn.Module):
         norm: bool = True,
         tau: float | None = None,
     ) -> dict[str, Tensor]:
-        """The operations' weights w (14, o) per cell type (DDSAS, section 2), zero where an operation is not active.
+        """The operations' weights w (num_edges, o) per cell type (DDSAS), zero where an operation is not active.
 
-        ``tau`` is the temperature of the Gumbel softmax, None for the plain one; ``norm`` divides by each edge's sum.
+        With p the softmax of alpha over the active operations A of an edge and zeta = sigmoid(beta), `simple` is
+        w = p * zeta, `all` is w = p * prod over A of zeta * prod over the others of (1 - zeta). ``norm`` divides by the
+        edge's sum. ``tau`` is the temperature of the Gumbel softmax (Jang et al., ICLR 2017), None for the plain one.
         """
         betas = self.betas()
         weights = {}
@@ -271,7 +257,7 @@ def masked_softmax(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class DynamicSpace:
-    """The subspace in which the search takes place, and the bandit (UCB) that moves it (DDSAS, section 3).
+    """The subspace in which the search takes place, and the bandit (UCB) that moves it (DDSAS, Yang et al., 2021).
 
     Per cell type, arrays (num_edges, num_ops): ``available`` operations of the space, ``active`` ones of the subspace,
     the running mean ``saliency`` of each operation's weight, the number of ``visits``, the upper confidence bound
@@ -281,19 +267,24 @@ class DynamicSpace:
     ARRAYS = ("available", "active", "saliency", "visits", "ucb")
 
     def __init__(
-        self, primitives: list[str], num_edges: int = EDGES, max_ops: int = 28, confidence: float = 1.44
+        self,
+        primitives: list[str],
+        num_edges: int = EDGES,
+        max_ops: int = 28,
+        confidence: float = 1.44,
+        cell_types: tuple[str, ...] = CELL_TYPES,
     ) -> None:
         if max_ops < num_edges:
             raise ValueError(f"max_ops (--dss_max_ops) must be at least {num_edges}, one per edge; got {max_ops}")
         self.primitives = list(primitives)
         self.max_ops, self.confidence = max_ops, confidence
         self.counted = np.array([primitive != "none" for primitive in primitives])  # `none` rides along uncounted
-        shape = (num_edges, len(primitives))
-        self.available = {kind: np.ones(shape, bool) for kind in CELL_TYPES}
-        self.active = {kind: np.zeros(shape, bool) for kind in CELL_TYPES}
-        self.saliency = {kind: np.zeros(shape) for kind in CELL_TYPES}
-        self.visits = {kind: np.ones(shape) for kind in CELL_TYPES}
-        self.ucb = {kind: np.zeros(shape) for kind in CELL_TYPES}
+        self.cell_types, shape = cell_types, (num_edges, len(primitives))
+        self.available = {kind: np.ones(shape, bool) for kind in cell_types}
+        self.active = {kind: np.zeros(shape, bool) for kind in cell_types}
+        self.saliency = {kind: np.zeros(shape) for kind in cell_types}
+        self.visits = {kind: np.ones(shape) for kind in cell_types}
+        self.ucb = {kind: np.zeros(shape) for kind in cell_types}
         self.total = 1
 
     def update(self, weights: dict[str, np.ndarray], betas: dict[str, np.ndarray]) -> None:
@@ -301,7 +292,7 @@ class DynamicSpace:
 
         s <- (s n + w') / (n + 1), n <- n + 1 for the active ones; ucb = sigmoid(beta) + c sqrt(ln T / n) for all.
         """
-        for kind in CELL_TYPES:
+        for kind in self.cell_types:
             s, n, active = self.saliency[kind], self.visits[kind], self.active[kind]
             s[active] = (s[active] * n[active] + np.asarray(weights[kind], float)[active]) / (n[active] + 1)
             n[active] += 1
@@ -311,12 +302,12 @@ class DynamicSpace:
 
     def sample(self) -> None:
         """Make the operations of highest upper confidence bound active: one per edge, then the best of all."""
-        for kind in CELL_TYPES:
+        for kind in self.cell_types:
             self.active[kind] = self._choose(self.ucb[kind], self.available[kind])
 
     def sample_random(self, rng: np.random.Generator) -> None:
         """The same with uniform random scores."""
-        for kind in CELL_TYPES:
+        for kind in self.cell_types:
             self.active[kind] = self._choose(rng.random(self.ucb[kind].shape), self.available[kind])
 
     def _choose(self, scores: np.ndarray, available: np.ndarray) -> np.ndarray:
@@ -338,7 +329,7 @@ class DynamicSpace:
 
     def shrink(self, num: int) -> None:
         """Make the ``num`` operations of lowest saliency unavailable, per cell type; no edge loses its last."""
-        for kind in CELL_TYPES:
+        for kind in self.cell_types:
             available, remaining = self.available[kind], num
             for index in np.argsort(self.saliency[kind], axis=None, kind="stable"):
                 edge, op = divmod(index, available.shape[1])
@@ -354,27 +345,25 @@ class DynamicSpace:
         """The first ``n`` primitives are available on every edge; ValueError if there is none but `none` among them."""
         if not self.counted[:n].any() or n > len(self.primitives):
             raise ValueError(f"cannot make {n} of {', '.join(self.primitives)} available: an edge needs an operation")
-        for kind in CELL_TYPES:
+        for kind in self.cell_types:
             self.available[kind][:] = np.arange(len(self.primitives)) < n
             self.active[kind] &= self.available[kind]
 
     def active_ops(self) -> dict[str, list[list[int]]]:
         """The indices of the active operations: per cell type one list for each edge."""
-        return {kind: [np.flatnonzero(row).tolist() for row in self.active[kind]] for kind in CELL_TYPES}
+        return {kind: [np.flatnonzero(row).tolist() for row in self.active[kind]] for kind in self.cell_types}
 
     def genotype(self) -> Genotype:
         """Per node the two edges whose best available operation (not `none`) has the highest saliency, better first."""
         cells = {}
-        for kind in CELL_TYPES:
+        for kind in self.cell_types:
             s = np.where(self.counted & self.available[kind], self.saliency[kind], -np.inf)
             best, score = s.argmax(axis=1), s.max(axis=1)
-            cell, first = [], 0
-            for node in range(NODES):
-                incoming = score[first : first + 2 + node]
-                for source in descending(incoming)[:2]:
-                    cell.append((self.primitives[best[first + source]], int(source)))
-                first += 2 + node
-            cells[kind] = cell
+            cells[kind] = [
+                (self.primitives[best[edges[source]]], int(source))
+                for edges in Cell.incoming
+                for source in descending(score[edges])[:2]
+            ]
         concat = range(2, 2 + NODES)
         return Genotype(cells["normal"], concat, cells["reduce"], concat)
 

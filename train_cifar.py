@@ -12,21 +12,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import engine
 import retrain
 import utils
-from train_search import add_pdarts_data_arguments, prefix_save
 
 
 def main(args: argparse.Namespace) -> Path:
     """Train; returns the run folder."""
-    prefix_save(args, "eval")
+    engine.prefix_save(args, "eval")
     return retrain.main(args)
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = retrain.get_parser()
     parser.description = __doc__
-    add_pdarts_data_arguments(parser)
+    engine.add_pdarts_data_arguments(parser)
     parser.set_defaults(arch="PDARTS", save="logs/", note="try", init_channels=36, layers=20)
     parser.set_defaults(batch_size=128, drop_path_prob=0.3)
     return parser

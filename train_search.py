@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -21,31 +20,13 @@ import torch
 from torch import Tensor, nn
 
 import data
+import engine
 import utils
-from genotypes import EDGES, NODES, PRIMITIVES, Genotype
-from model_search import CELL_TYPES, Network
-from search import (
-    SearchState,
-    add_common_arguments,
-    add_search_arguments,
-    autocast,
-    check_common,
-    check_finite,
-    create_run,
-    data_arguments,
-    entropy,
-    learning_rate,
-    new_folder,
-    restore,
-    resume_run,
-    run_epochs,
-    set_learning_rate,
-    stem_for,
-    train_epoch,
-    validate,
-    warmed_up,
-)
-from utils import Run, UserError, number
+from bilevel import Search, add_search_arguments
+from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES, PRIMITIVES, Genotype, count_skips
+from model_search import Cell, Network
+from runs import create_run, resume_run, retrain_command, write_whole
+from utils import UserError, number
 
 STAGES = 3
 VALIDATED = 5  # epochs at the end of each stage
@@ -58,51 +39,64 @@ Table = list[dict[str, float]]  # for each of the 14 edges of a cell: primitive 
 def main(args: argparse.Namespace) -> Path:
     """Run the three stages that the arguments describe; returns the run folder."""
     device = utils.device_of(args)
-    rank, world_size = utils.start_distributed(device)
-    prefix_save(args, "search")
+    utils.start_distributed(device)
+    engine.prefix_save(args, "search")
     resumed = resume_run(args, "train_search.py", may_change=())
     check(args, device)
     utils.set_seed(args.seed)
-    common = data_arguments(args, device, rank, world_size)
-    train, valid, info = data.search_data(**common, train_portion=args.train_portion)
-    search = Search(args, info, device)
+    train, valid, info = data.search_data(**engine.data_arguments(args, device), train_portion=args.train_portion)
+    search = ProgressiveSearch(args, info, valid, device)
     run = resumed or create_run(args, "train_search.py", "search")
-    restore(search, run)
+    search.restore(run)
     run.log(
         f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
         f" {STAGES} stages of {args.epochs} epochs; {device}"
     )
-    run_epochs(
-        search,
-        STAGES * args.epochs,
-        train,
-        run,
-        train_epoch=lambda stop: train_epoch(search, train, valid, run, stop),
-        finish_epoch=lambda: finish_epoch(search, valid, run),
-    )
-    genotype = restrict(search, run)
+    search.fit(STAGES * args.epochs, train, run)
+    genotype = search.restrict()
     run.genotype(str(genotype))
     run.log(f"genotype: {genotype}")
-    images = f" --tmp_data_dir {shlex.quote(args.data)}" if args.data != ".data" else ""
-    run.log(f"retrain it with: python train_cifar.py --dataset {args.dataset}{images} --arch {run.folder} --auxiliary")
+    run.log(f"retrain it with: {retrain_command('train_search.py', vars(args), run.folder)}")
     run.close()
     return run.folder
 
 
-# ---- a search and its epochs ----------------------------------------------------------------------------------------
-
-
-class Search(SearchState):
+class ProgressiveSearch(Search):
     """A search of P-DARTS: also the candidates that are still on. ``epoch`` counts through all stages.
 
     A stage has a supernet, alpha and optimizers of its own.
     """
 
-    def __init__(self, args: argparse.Namespace, info: data.Info, device: torch.device) -> None:
-        super().__init__(args, device)
+    def __init__(
+        self, args: argparse.Namespace, info: data.Info, valid: data.Loader | None, device: torch.device
+    ) -> None:
+        super().__init__(args, valid, device)
         self.info = info
         self.candidates: Candidates = {cell: [list(PRIMITIVES)] * EDGES for cell in CELL_TYPES}
         self.build_stage()
+
+    # ---- the loop of one epoch ----
+
+    def train_one_epoch(self, train: data.Loader) -> None:
+        """For each batch train alpha, except in the first epochs of a stage, then the weights."""
+        valid_batches = self.valid.random(self.epoch, self.step)
+        for x, y in self.steps(train):
+            arch_norm = None
+            if self.trains_architecture:
+                arch_norm = self.architecture_step(None, (x, y), next(valid_batches))
+            loss, logits, norm = self.weight_step(None, x, y)
+            self.end_step(loss, logits, y, norm, arch_norm)
+
+    @property
+    def trains_architecture(self) -> bool:
+        """False in the first epochs of a stage, which train the weights alone."""
+        return self.epoch_of_stage >= self.args.eps_no_arch
+
+    def weights(self, active: None = None, noise: bool = True) -> dict[str, Tensor]:
+        """softmax(alpha) over the candidates of each edge; all of them are active at every step."""
+        return {cell: alpha.softmax(dim=-1) for cell, alpha in self.architecture.items()}
+
+    # ---- stages ----
 
     @property
     def stage(self) -> int:
@@ -112,43 +106,15 @@ class Search(SearchState):
     def epoch_of_stage(self) -> int:
         return self.epoch - self.stage * self.args.epochs
 
-    @property
-    def trains_architecture(self) -> bool:
-        """False in the first epochs of a stage, which train the weights alone."""
-        return self.epoch_of_stage >= self.args.eps_no_arch
-
     def build_stage(self) -> None:
         """The supernet of this stage with the ops that are still on, fresh alpha, 1e-3 * N(0, 1), fresh optimizers."""
         args, stage = self.args, self.stage
         channels = args.init_channels + [0, *values_of(args.add_width, [0, 0])][stage]
         layers = args.layers + [0, *values_of(args.add_layers, [6, 12])][stage]
-        stem = stem_for(self.info, args.dataset)
+        stem = engine.stem_for(self.info, args.dataset)
         network = Network(channels, self.info.num_classes, layers, self.candidates, stem)
         num_ops = len(self.candidates["normal"][0])
         self.take(network, nn.ParameterDict({cell: 1e-3 * torch.randn(EDGES, num_ops) for cell in CELL_TYPES}))
-
-    def state_dict(self) -> dict:
-        return super().state_dict() | {"candidates": self.candidates}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.epoch, self.candidates = state["epoch"], state["candidates"]
-        self.build_stage()
-        super().load_state_dict(state)
-
-    def start_epoch(self, run: Run) -> None:
-        """Set the learning rate, a cosine over the stage, and the dropout of the skip connections."""
-        args, epoch = self.args, self.epoch_of_stage
-        lr = learning_rate(epoch, args.epochs, args.learning_rate, args.learning_rate_min)
-        batch = args.batch_size * utils.world_size()
-        set_learning_rate(self.optimizer, warmed_up(lr, epoch, args.warmup_epochs, batch))
-        rate = values_of(args.dropout_rate, STAGES * [0.0])[self.stage]
-        self.network.skip_dropout = skip_dropout(epoch, args.epochs, args.eps_no_arch, rate)
-        if epoch == self.step == 0:
-            run.log(
-                f"stage {self.stage + 1} of {STAGES}, epochs {self.epoch} to {self.epoch + args.epochs - 1}:"
-                f" {len(self.network.cells)} cells, {self.architecture['normal'].shape[1]} operations per edge,"
-                f" dropout {rate} behind skip connections"
-            )
 
     def next_epoch(self) -> None:
         """Go on to the next epoch; after the last of a stage drop candidates and build the next stage's supernet."""
@@ -162,12 +128,77 @@ class Search(SearchState):
     def alphas(self) -> Alphas:
         return {cell: alpha.detach().cpu().numpy() for cell, alpha in self.architecture.items()}
 
-    def move_subspace(self) -> None:
-        """All candidates are active at every step."""
+    # ---- before and after an epoch ----
 
-    def weights(self, active=None, tau=None) -> dict[str, Tensor]:
-        """softmax(alpha) over the candidates of each edge."""
-        return {cell: alpha.softmax(dim=-1) for cell, alpha in self.architecture.items()}
+    def start_epoch(self) -> None:
+        """Set the learning rate, a cosine over the stage, and the dropout of the skip connections."""
+        args, epoch = self.args, self.epoch_of_stage
+        lr = engine.cosine_rate(epoch, args.epochs, args.learning_rate, args.learning_rate_min)
+        engine.set_learning_rate(self.optimizer, lr, epoch, args)
+        rate = values_of(args.dropout_rate, STAGES * [0.0])[self.stage]
+        self.network.skip_dropout = skip_dropout(epoch, args.epochs, args.eps_no_arch, rate)
+        if epoch == self.step == 0:
+            self.run.log(
+                f"stage {self.stage + 1} of {STAGES}, epochs {self.epoch} to {self.epoch + args.epochs - 1}:"
+                f" {len(self.network.cells)} cells, {self.architecture['normal'].shape[1]} operations per edge,"
+                f" dropout {rate} behind skip connections"
+            )
+
+    def finish_epoch(self) -> dict:
+        """Validate in the last epochs of a stage, log, write the current genotype; returns the line of history."""
+        run = self.run
+        metrics = self.validate(None) if self.epoch_of_stage >= self.args.epochs - VALIDATED else None
+        utils.assert_same(dict(self.architecture.named_parameters()))
+        train, arch = (average.read() for average in self.averages.values())
+        genotype = derive(self.candidates, self.alphas())
+        run.genotype(str(genotype))
+        text = f"; validation loss {metrics.loss:.4f}, accuracy {metrics.top1:.2f} %" if metrics else ""
+        run.log(f"epoch {self.epoch}: train loss {train.loss:.4f}, accuracy {train.top1:.2f} %{text}")
+        run.log(f"epoch {self.epoch}: {genotype}")
+        return {
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "arch_lr": self.arch_optimizer.param_groups[0]["lr"],
+            "dropout": self.network.skip_dropout,
+            "train_loss": train.loss,
+            "train_acc": train.top1,
+            "arch_loss": arch.loss if self.trains_architecture else None,
+            "valid_loss": metrics and metrics.loss,
+            "valid_acc": metrics and metrics.top1,
+            "candidates": self.candidates,
+            "probabilities": {cell: p.tolist() for cell, p in self.weights().items()},
+            "genotype": str(genotype),
+            "alpha_entropy": {cell: engine.entropy(alpha) for cell, alpha in self.architecture.items()},
+        }
+
+    def restrict(self) -> Genotype:
+        """Write the genotypes with ever fewer skip connections to genotypes.txt; returns the first with few enough."""
+        run, most = self.run, self.args.max_skips
+        genotype, alphas = derive(self.candidates, self.alphas()), self.alphas()
+        run.log(f"end of stage {STAGES}: 1 operation per edge, two edges per node")
+        lines, best = [f"unrestricted {genotype}"], genotype
+        for M, restricted in restrict_skips(self.candidates, alphas).items():
+            lines.append(f"M={M} {restricted}")
+            if count_skips(best) > most:
+                best = restricted
+        for line in lines:
+            run.log(line)
+        if count_skips(best) > most:
+            run.log(f"warning: the candidates allow no fewer than {count_skips(best)} skip connections", always=True)
+        if utils.is_main():
+            write_whole(run.folder / "genotypes.txt", "\n".join(lines) + "\n")
+        return best
+
+    # ---- what a checkpoint holds, besides what every search has ----
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"candidates": self.candidates}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.epoch, self.candidates = state["epoch"], state["candidates"]
+        self.build_stage()
+        super().load_state_dict(state)
 
 
 def skip_dropout(epoch: int, epochs: int, eps_no_arch: int, rate: float) -> float:
@@ -178,57 +209,6 @@ def skip_dropout(epoch: int, epochs: int, eps_no_arch: int, rate: float) -> floa
     if epoch < eps_no_arch:
         return rate * (epochs - epoch - 1) / epochs
     return rate * math.exp(-(epoch - eps_no_arch) * 0.2)
-
-
-def finish_epoch(search: Search, valid: data.Loader, run: Run) -> dict:
-    """Validate in the last epochs of a stage, log, write the current genotype; returns the epoch's line of history."""
-    metrics = None
-    utils.share_buffers(search.network)
-    if search.epoch_of_stage >= search.args.epochs - VALIDATED:
-        with torch.no_grad(), autocast(search.args, search.device):
-            weights = search.weights()
-            metrics = validate(search.network, valid, lambda x: search.network(x, weights, None), search.device)
-        check_finite(search.epoch, "validation", loss=metrics.loss)
-    utils.assert_same(dict(search.architecture.named_parameters()))
-    train, arch = search.train_average.read(), search.arch_average.read()
-    genotype = derive(search.candidates, search.alphas())
-    run.genotype(str(genotype))
-    text = f"; validation loss {metrics.loss:.4f}, accuracy {metrics.top1:.2f} %" if metrics else ""
-    run.log(f"epoch {search.epoch}: train loss {train.loss:.4f}, accuracy {train.top1:.2f} %{text}")
-    run.log(f"epoch {search.epoch}: {genotype}")
-    return {
-        "stage": search.stage,
-        "epoch": search.epoch,
-        "lr": search.optimizer.param_groups[0]["lr"],
-        "dropout": search.network.skip_dropout,
-        "train_loss": train.loss,
-        "train_acc": train.top1,
-        "arch_loss": arch.loss if search.trains_architecture else None,
-        "valid_loss": metrics and metrics.loss,
-        "valid_acc": metrics and metrics.top1,
-        "candidates": search.candidates,
-        "probabilities": {cell: p.tolist() for cell, p in search.weights().items()},
-        "genotype": str(genotype),
-        "alpha_entropy": {cell: entropy(alpha) for cell, alpha in search.architecture.items()},
-    }
-
-
-def restrict(search: Search, run: Run) -> Genotype:
-    """Write the genotypes with ever fewer skip connections to genotypes.txt; returns the first with few enough."""
-    genotype, alphas = derive(search.candidates, search.alphas()), search.alphas()
-    run.log(f"end of stage {STAGES}: 1 operation per edge, two edges per node")
-    lines, best = [f"unrestricted {genotype}"], genotype
-    for most, restricted in restrict_skips(search.candidates, alphas).items():
-        lines.append(f"M={most} {restricted}")
-        if count_skips(best) > search.args.max_skips:
-            best = restricted
-    for line in lines:
-        run.log(line)
-    if count_skips(best) > search.args.max_skips:
-        run.log(f"warning: the candidates allow no fewer than {count_skips(best)} skip connections", always=True)
-    if utils.is_main():
-        utils.write_whole(run.folder / "genotypes.txt", "\n".join(lines) + "\n")
-    return best
 
 
 # ---- From alpha to a genotype: pure functions. Of equal probabilities the earlier one always goes first. ----
@@ -285,11 +265,6 @@ def restrict_skips(candidates: Candidates, alphas: Alphas) -> dict[int, Genotype
     return restricted
 
 
-def count_skips(genotype: Genotype) -> int:
-    """The number of skip connections in the normal cell."""
-    return sum(op == "skip_connect" for op, _ in genotype.normal)
-
-
 def probabilities(edges: list[list[str]], alphas: np.ndarray, none: float | None = None) -> Table:
     """softmax(alpha) over the candidates of each edge of a cell; the probability of `none` is overwritten if given.
 
@@ -310,12 +285,10 @@ def chosen_edges(table: Table) -> list[tuple[int, str]]:
 
     The edges are those of highest score: the largest probability, `none` being 0 in ``table``.
     """
-    chosen, first = [], 0
-    for node in range(NODES):
-        edges = range(first, first + 2 + node)
+    chosen = []
+    for edges in Cell.incoming:
         best = sorted(edges, key=lambda e: max(table[e].values()))[-2:]
         chosen += [(e, weakest_first(table[e], none_first=True)[-1]) for e in sorted(best)]
-        first = edges.stop
     return chosen
 
 
@@ -324,20 +297,10 @@ def derive_cell(table: Table) -> list[tuple[str, int]]:
     edges = chosen_edges(table)
     if any(op == "none" for _, op in edges):
         raise ValueError("an edge has no candidate besides none: keep at least two operations until the end")
-    sources = [source for node in range(NODES) for source in range(2 + node)]  # of the 14 edges
-    return [(op, sources[edge]) for edge, op in edges]
+    return [(op, EDGE_LIST[edge][1]) for edge, op in edges]
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
-
-
-def prefix_save(args: argparse.Namespace, kind: str) -> None:
-    """P-DARTS' --save is the beginning of the run folder's name: make it SAVE + kind-NOTE-TIME."""
-    if args.resume:
-        args.given -= {"save"}  # the run keeps the folder it has
-    else:
-        folder = str(new_folder(f"{args.save}{kind}-{args.note}"))
-        args.save = folder if "/" in folder else f"./{folder}"
 
 
 def values_of(given: list | None, default: list) -> list:
@@ -366,14 +329,7 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
             f"--epochs {args.epochs}: a stage needs more than the --eps_no_arch {args.eps_no_arch} epochs that train"
             " weights alone, or alpha is never trained"
         )
-    check_common(args, device)
-
-
-def add_pdarts_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """P-DARTS' names for the folder of the datasets and for CIFAR-100."""
-    parser.add_argument("--tmp_data_dir", dest="data", default=argparse.SUPPRESS, metavar="DIR", help="same as --data")
-    parser.add_argument("--cifar100", dest="dataset", action="store_const", const="cifar100", default=argparse.SUPPRESS,
-                        help="same as --dataset cifar100")  # fmt: skip
+    engine.check_common(args, device)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -391,10 +347,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--max_skips", type=number(int, 0, 2 * NODES), default=2, metavar="M",
         help="most skip connections in the normal cell of the recorded genotype")  # fmt: skip
     add_search_arguments(parser)
-    add_common_arguments(parser)
-    add_pdarts_data_arguments(parser)
+    engine.add_common_arguments(parser)
+    engine.add_pdarts_data_arguments(parser)
     parser.set_defaults(
-        save="logs/",  # see prefix_save
+        save="logs/",  # see engine.prefix_save
         note="try",
         seed=2,
         epochs=25,  # per stage

@@ -1,13 +1,14 @@
-"""Time and memory at the papers' sizes, against the plain formulation (plain.py): bash shell/bench.sh [--quick]
+"""Time and memory at the papers' sizes, with fast.py and without (--plain): bash shell/bench.sh [--quick]
 
-Each row times the plain formulation and ours in turn in this process and gives the ratio of the medians; peak memory is
-that of one step in a process of its own, above what it held before the step. Prints tables, writes results.json and
-growth.png beside this file.
+Each row times the plain formulation (the definitions in operations.py, model_search.py and model.py) and ours in turn
+in this process and gives the ratio of the medians; peak memory is that of one step in a process of its own, above what it
+held before the step. Prints tables, writes results.json and growth.png beside this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -27,13 +28,13 @@ from torchvision import transforms
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import plain  # noqa: E402
-
+import bilevel  # noqa: E402
 import data  # noqa: E402
+import fast  # noqa: E402
 import genotypes  # noqa: E402
 import model  # noqa: E402
-import search  # noqa: E402
-from model_search import CELL_TYPES, Architecture, DynamicSpace, Network  # noqa: E402
+from genotypes import CELL_TYPES  # noqa: E402
+from model_search import Architecture, DynamicSpace, Network  # noqa: E402
 from retrain import gradient_step  # noqa: E402
 
 Pair = tuple[Callable[[], object], Callable[[], object]]  # (plain, ours)
@@ -45,6 +46,10 @@ Pair = tuple[Callable[[], object], Callable[[], object]]  # (plain, ours)
 def images(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 3, 32, 32, generator=generator), torch.randint(0, 10, (batch,), generator=generator)
+
+
+def plain_copy(network: torch.nn.Module) -> torch.nn.Module:
+    return fast.switch_off(copy.deepcopy(network))
 
 
 def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pair:
@@ -67,24 +72,24 @@ def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pa
         sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
         return sgd, torch.optim.Adam(architecture.parameters(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
 
-    copy = plain.nchw(network)
-    (plain_sgd, plain_adam), (sgd, adam) = optimizers(copy), optimizers(network)
+    plain = plain_copy(network)
+    (plain_sgd, plain_adam), (sgd, adam) = optimizers(plain), optimizers(network)
 
     def plain_step() -> None:
         plain_adam.zero_grad()
-        F.cross_entropy(plain.supernet(copy, x, weights(), active), y).backward()  # into everything
+        F.cross_entropy(plain(x, weights(), active), y).backward()  # into everything
         plain_adam.step()
         plain_sgd.zero_grad()
-        F.cross_entropy(plain.supernet(copy, x, weights(), active), y).backward()
-        torch.nn.utils.clip_grad_norm_(copy.parameters(), 5)
+        F.cross_entropy(plain(x, weights(), active), y).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 5)
         plain_sgd.step()
 
     def our_step() -> None:
-        search.architecture_backward(network, sgd, weights(), active, x, y)
-        search.architecture_step(architecture, adam, 0)
+        bilevel.architecture_backward(network, sgd, weights(), active, x, y)
+        bilevel.architecture_step(architecture, adam, 0)
         with torch.no_grad():
             w = weights()
-        search.weight_step(sgd, F.cross_entropy(network(x, w, active), y), 5)
+        bilevel.weight_step(sgd, F.cross_entropy(network(x, w, active), y), 5)
 
     return plain_step, our_step
 
@@ -93,25 +98,24 @@ def retraining_step(batch: int) -> Pair:
     torch.manual_seed(0)
     network = model.NetworkCIFAR(36, 10, 20, True, genotypes.load("DDSAS_cifar10"))
     network.drop_path_prob = 0.1
-    copy = plain.nchw(network)
     x, y = images(batch)
 
-    def step(network: torch.nn.Module, forward: Callable) -> Callable[[], object]:
+    def step(network: torch.nn.Module) -> Callable[[], object]:
         sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
 
         def one() -> None:
-            logits, auxiliary_logits = forward(x)
+            logits, auxiliary_logits = network(x)
             gradient_step(network, sgd, F.cross_entropy(logits, y) + 0.4 * F.cross_entropy(auxiliary_logits, y), 5)
 
         return one
 
-    return step(copy, lambda x: plain.discovered(copy, x)), step(network, network)
+    return step(plain_copy(network)), step(network)
 
 
 def evaluation(batch: int) -> Pair:
     torch.manual_seed(0)
     network = model.NetworkCIFAR(36, 10, 20, False, genotypes.load("DDSAS_cifar10")).eval()
-    copy, fused = plain.nchw(network), model.fuse(network)
+    plain, fused = plain_copy(network), model.fuse(network)
     x, _ = images(batch)
 
     def run(forward: Callable, mode: Callable) -> Callable[[], object]:
@@ -121,7 +125,7 @@ def evaluation(batch: int) -> Pair:
 
         return one
 
-    return run(lambda x: plain.discovered(copy, x), torch.no_grad), run(fused, torch.inference_mode)
+    return run(plain, torch.no_grad), run(fused, torch.inference_mode)
 
 
 def augmentation(batch: int) -> Pair:

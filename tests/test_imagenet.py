@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import data
+import engine
 import evaluate
 import genotypes
 import imagenet_split
@@ -138,18 +139,18 @@ def settings(script: str) -> list[str]:
     return text[text.index("--dataset") : text.index('"$@"')].split()
 
 
-def retraining(*more: str, image_size: int = 224) -> retrain.Training:
+def retraining(*more: str, image_size: int = 224) -> retrain.Retraining:
     """The state of retrain_imagenet.sh before its first epoch, for seven classes."""
     args = utils.parse(retrain.get_parser(), [*settings("retrain_imagenet.sh"), *more])
     info = data.Info(7, data.IMAGENET_MEAN, data.IMAGENET_STD, image_size=image_size)
-    return retrain.Training(args, retrain.load_genotype(args.arch), info, torch.device("cpu"))
+    return retrain.Retraining(args, engine.load_genotype(args.arch), info, None, torch.device("cpu"))
 
 
 def test_learning_rates_of_the_250_epochs():
     training = retraining("--init_channels", "4", "--layers", "3")
     rates = []
     for training.epoch in range(250):
-        training.start_epoch(None)
+        training.start_epoch()
         rates.append(training.optimizer.param_groups[0]["lr"])
         assert training.network.drop_path_prob == 0
     for e in range(5):  # warm-up: batches of 1024
@@ -157,13 +158,13 @@ def test_learning_rates_of_the_250_epochs():
     for e in range(5, 245):
         assert rates[e] == pytest.approx(0.5 * (245 - e) / 245)
     assert rates[244:] == pytest.approx([0.5 * left / (245 * 5) for left in (5, 5, 4, 3, 2, 1)])
-    assert retrain.linear_rate(0, 1, 0.5) == 0.5  # a run of one epoch, to try things out
+    assert engine.linear_rate(0, 1, 0.5) == 0.5  # a run of one epoch, to try things out
 
     cosine = retraining("--init_channels", "4", "--layers", "3", "--lr_scheduler", "cosine", "--batch_size", "256")
-    cosine.start_epoch(None)
+    cosine.start_epoch()
     assert cosine.optimizer.param_groups[0]["lr"] == 0.5  # no warm-up for small batches
     cosine.epoch = 125
-    cosine.start_epoch(None)
+    cosine.start_epoch()
     assert cosine.optimizer.param_groups[0]["lr"] == pytest.approx(0.25)
 
 

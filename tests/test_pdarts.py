@@ -14,25 +14,26 @@ import pytest
 import torch
 from PIL import Image
 
+import engine
 import genotypes
 import train_cifar
 import train_imagenet
 import train_search
 import utils
-from genotypes import PRIMITIVES
+from genotypes import CELL_TYPES, PRIMITIVES
 from model_search import Network
 
 GOLDEN = Path(__file__).parent / "golden"
 STAGES = json.loads((GOLDEN / "pdarts_stages.json").read_text())
-FULL = {cell: [PRIMITIVES] * genotypes.EDGES for cell in train_search.CELL_TYPES}
+FULL = {cell: [PRIMITIVES] * genotypes.EDGES for cell in CELL_TYPES}
 
 
 def alphas_of(stage: dict) -> dict[str, np.ndarray]:
-    return {cell: np.array(stage[f"alphas_{cell}"]) for cell in train_search.CELL_TYPES}
+    return {cell: np.array(stage[f"alphas_{cell}"]) for cell in CELL_TYPES}
 
 
 def kept_of(stage: dict) -> dict[str, list[list[str]]]:
-    return {cell: stage[f"kept_{cell}"] for cell in train_search.CELL_TYPES}
+    return {cell: stage[f"kept_{cell}"] for cell in CELL_TYPES}
 
 
 def node_sets(pairs) -> list[set]:
@@ -42,7 +43,7 @@ def node_sets(pairs) -> list[set]:
 
 
 def assert_same_cells(genotype: genotypes.Genotype, golden: dict) -> None:
-    for cell in train_search.CELL_TYPES:
+    for cell in CELL_TYPES:
         assert node_sets(getattr(genotype, cell)) == node_sets(golden[cell])
 
 
@@ -64,7 +65,7 @@ def test_golden_stages(case):
     assert {str(most) for most in restricted} == set(case["restricted"])
     for most, genotype in restricted.items():
         assert_same_cells(genotype, case["restricted"][str(most)])
-        assert train_search.count_skips(genotype) <= most
+        assert genotypes.count_skips(genotype) <= most
 
 
 def test_last_drop_agrees_with_derive():
@@ -80,8 +81,8 @@ def test_last_drop_agrees_with_derive():
 
 def test_none_counts_as_one_of_the_dropped():
     edge = ["none", "skip_connect", "sep_conv_3x3"]
-    alphas = {cell: np.tile([9.0, 1.0, 2.0], (14, 1)) for cell in train_search.CELL_TYPES}
-    candidates = {cell: [edge] * 14 for cell in train_search.CELL_TYPES}
+    alphas = {cell: np.tile([9.0, 1.0, 2.0], (14, 1)) for cell in CELL_TYPES}
+    candidates = {cell: [edge] * 14 for cell in CELL_TYPES}
     assert train_search.drop_candidates(candidates, alphas, 2)["normal"][0] == ["none"]
     assert train_search.drop_candidates(candidates, alphas, 2, drop_none_first=True)["normal"][0] == ["sep_conv_3x3"]
 
@@ -89,25 +90,25 @@ def test_none_counts_as_one_of_the_dropped():
 def test_an_edge_scores_without_its_none():
     """A huge `none` leaves little to the other ops of its edge, so the edge loses; it never wins by its `none`."""
     edge = ["none", "skip_connect", "sep_conv_3x3"]
-    alphas = {cell: np.tile([0.0, 1.0, 2.0], (14, 1)) for cell in train_search.CELL_TYPES}
+    alphas = {cell: np.tile([0.0, 1.0, 2.0], (14, 1)) for cell in CELL_TYPES}
     alphas["normal"][2, 0] = 9.0  # source 0 of node 1
-    genotype = train_search.derive({cell: [edge] * 14 for cell in train_search.CELL_TYPES}, alphas)
+    genotype = train_search.derive({cell: [edge] * 14 for cell in CELL_TYPES}, alphas)
     assert [source for _, source in genotype.normal[2:4]] == [1, 2]
 
 
 def test_drops_must_leave_an_operation():
-    alphas = {cell: np.zeros((14, 8)) for cell in train_search.CELL_TYPES}
+    alphas = {cell: np.zeros((14, 8)) for cell in CELL_TYPES}
     with pytest.raises(ValueError, match="cannot drop 8 of the 8"):
         train_search.drop_candidates(FULL, alphas, 8)
-    only_none = {cell: [["none"]] * 14 for cell in train_search.CELL_TYPES}
+    only_none = {cell: [["none"]] * 14 for cell in CELL_TYPES}
     with pytest.raises(ValueError, match="besides none"):
-        train_search.derive(only_none, {cell: np.zeros((14, 1)) for cell in train_search.CELL_TYPES})
+        train_search.derive(only_none, {cell: np.zeros((14, 1)) for cell in CELL_TYPES})
 
 
 def test_restriction_ends_where_no_other_candidate_is_left():
     edge = ["none", "skip_connect"]
-    candidates = {cell: [edge] * 14 for cell in train_search.CELL_TYPES}
-    alphas = {cell: np.zeros((14, 2)) for cell in train_search.CELL_TYPES}
+    candidates = {cell: [edge] * 14 for cell in CELL_TYPES}
+    alphas = {cell: np.zeros((14, 2)) for cell in CELL_TYPES}
     assert train_search.restrict_skips(candidates, alphas) == {}
 
 
@@ -132,12 +133,12 @@ def test_golden_supernet(name):
     golden = np.load(GOLDEN / f"pdarts_supernet_{name}.npz")
     candidates = {
         cell: [[op for op, on in zip(PRIMITIVES, row, strict=True) if on] for row in golden[f"switches_{cell}"]]
-        for cell in train_search.CELL_TYPES
+        for cell in CELL_TYPES
     }
     network = Network(4, 10, 5, candidates)
     missing, unexpected = network.load_state_dict(published_weights(golden), strict=False)
     assert not unexpected and all(key.endswith("num_batches_tracked") for key in missing)
-    alphas = {cell: torch.tensor(golden[f"w/alphas_{cell}"], requires_grad=True) for cell in train_search.CELL_TYPES}
+    alphas = {cell: torch.tensor(golden[f"w/alphas_{cell}"], requires_grad=True) for cell in CELL_TYPES}
     logits = network(torch.from_numpy(golden["x"]), {cell: a.softmax(dim=-1) for cell, a in alphas.items()}, None)
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(golden["y"]))
     loss.backward()
@@ -216,11 +217,11 @@ def test_alpha_rests_while_only_weights_train(whole):
 
 def test_recorded_genotype_and_those_beside_it(whole):
     recorded = genotypes.load(str(whole))
-    assert train_search.count_skips(recorded) <= 2
+    assert genotypes.count_skips(recorded) <= 2
     first, *others = (whole / "genotypes.txt").read_text().splitlines()
     last = history(whole)[-1]
     assert first == f"unrestricted {last['genotype']}"
-    alphas = {cell: np.log(last["probabilities"][cell]) for cell in train_search.CELL_TYPES}  # softmax takes any such
+    alphas = {cell: np.log(last["probabilities"][cell]) for cell in CELL_TYPES}  # softmax takes any such
     restricted = train_search.restrict_skips(last["candidates"], alphas)
     assert others == [f"M={most} {genotype}" for most, genotype in restricted.items()]
 
@@ -279,7 +280,7 @@ def test_published_commands_and_defaults(monkeypatch, tmp_path):
     expected |= dict(report_freq=50, epochs=25, init_channels=16, layers=5, drop_path_prob=0.3, seed=2, grad_clip=5)
     expected |= dict(train_portion=0.5, arch_learning_rate=6e-4, arch_weight_decay=1e-3, cutout_length=16)
     assert expected.items() <= vars(args).items()
-    train_search.prefix_save(args, "search")
+    engine.prefix_save(args, "search")
     assert args.save.startswith("./LOGsearch-NOTE-")
 
     args = utils.parse(train_cifar.get_parser(), "--tmp_data_dir DIR --auxiliary --save LOG --note NOTE".split())

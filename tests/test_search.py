@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from golden_arrays import golden, load_weights
 
+import bilevel
+import engine
 import genotypes
+import runs
 import search
 import utils
-from model_search import CELL_TYPES
+from genotypes import CELL_TYPES
 
 TINY = (
     "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1 --quiet"
@@ -34,7 +37,7 @@ def tiny_search(text="", num_classes=10, dtype=torch.float64):
     """A Search over a tiny network without data."""
     args = arguments(text)
     info = search.data.Info(num_classes, (0,) * 3, (1,) * 3, image_size=16)
-    state = search.Search(args, info, torch.device("cpu"))
+    state = search.SubspaceSearch(args, info, None, torch.device("cpu"))
     state.network.to(dtype)
     state.architecture.to(dtype)
     return state
@@ -66,12 +69,12 @@ def test_thirty_steps_are_those_of_the_published_search():
                     np.testing.assert_allclose(getattr(state.space, name)[kind], expected, rtol=1e-5)
         active = state.space.active_ops()
         x, y, x_val, y_val = (batches[name][step % 6] for name in ("x", "y", "x_val", "y_val"))
-        search.architecture_backward(state.network, state.optimizer, state.weights(active), active, x_val, y_val)
-        search.architecture_step(state.architecture, state.arch_optimizer, 0)
+        bilevel.architecture_backward(state.network, state.optimizer, state.weights(active), active, x_val, y_val)
+        bilevel.architecture_step(state.architecture, state.arch_optimizer, 0)
         with torch.no_grad():
             weights = state.weights(active)
         loss = F.cross_entropy(state.network(x, weights, active), y)
-        search.weight_step(state.optimizer, loss, meta["grad_clip"])
+        bilevel.weight_step(state.optimizer, loss, meta["grad_clip"])
         state.step += 1
         assert loss.item() == pytest.approx(arrays["trace/train_loss"][step], rel=1e-5)
     assert str(state.space.genotype()) == str(arrays["genotype"])
@@ -79,7 +82,7 @@ def test_thirty_steps_are_those_of_the_published_search():
 
 def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypatch):
     """d/da L_valid(w - xi (momentum buffer + dL_train/dw + decay w), a), by central differences in a few entries."""
-    monkeypatch.setattr(search, "DIFFERENCE", 1e-5)  # the published 0.01 steps over kinks of the ReLUs
+    monkeypatch.setattr(bilevel, "DIFFERENCE", 1e-5)  # the published 0.01 steps over kinks of the ReLUs
     torch.manual_seed(0)
     state = tiny_search("--unrolled --learning_rate 0.1 --weight_decay 0.01", num_classes=3)
     state.network.eval()  # running statistics fixed: the loss is smooth in the weights
@@ -90,10 +93,10 @@ def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypa
     def train_loss(weights):
         return F.cross_entropy(state.network(train[0], weights, active), train[1])
 
-    search.weight_step(state.optimizer, train_loss(state.weights(active)), 0)  # fills the buffers
+    bilevel.weight_step(state.optimizer, train_loss(state.weights(active)), 0)  # fills the buffers
     state.architecture.zero_grad()
     buffers = {name: b.clone() for name, b in state.network.named_buffers()}
-    search.unrolled_backward(state, state.weights(active), active, train, valid)
+    bilevel.unrolled_backward(state.network, state.optimizer, state.weights(active), active, train, valid)
     for name, b in state.network.named_buffers():
         assert torch.equal(b, buffers[name])
 
@@ -163,14 +166,14 @@ def test_two_runs_with_the_same_seed_are_the_same(pictures, tmp_path):
 
 def test_runs_without_a_name_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(search.time, "strftime", lambda *_: "NOW")
+    monkeypatch.setattr(runs.time, "strftime", lambda *_: "NOW")
     names = []
     for _ in range(3):
-        run = search.create_run(arguments("--note try"), "search.py", "search")
+        run = runs.create_run(arguments("--note try"), "search.py", "search")
         names.append(run.folder.name)
         run.close()
     assert names == ["search-try-NOW", "search-try-NOW-2", "search-try-NOW-3"]
-    assert str(search.new_folder("logs/search-try")) == "logs/search-try-NOW-4"  # as the scripts of P-DARTS name theirs
+    assert str(runs.new_folder("logs/search-try")) == "logs/search-try-NOW-4"  # as the scripts of P-DARTS name theirs
 
 
 def test_the_subspace_moves_every_dss_freq_steps(pictures, tmp_path):
@@ -196,21 +199,23 @@ def test_before_epoch_begin_every_step_has_a_random_subspace():
 def test_space_schedules_take_effect_at_their_epochs(tmp_path):
     for config, expected in (("expand", [3, 3, 4]), ("shrink", [112, 112, 98])):
         state = tiny_search(f"--space_config {config}")
-        run = utils.Run.create(tmp_path / config, state.args, "search.py")
+        state.run = runs.RunFolder.create(tmp_path / config, state.args, "search.py")
         found = []
         for state.epoch in (0, 9, 10):
-            state.start_epoch(run)
+            state.start_epoch()
             available = state.space.available["normal"]
             found.append(int(available.any(0).sum() if config == "expand" else available.sum()))
-        run.close()
+        state.run.close()
         assert found == expected
 
 
 def test_learning_rates():
-    assert search.learning_rate(0, 50, 0.025, 0.001) == 0.025
-    assert search.learning_rate(25, 50, 0.025, 0.001) == pytest.approx(0.013)
-    assert search.warmed_up(0.5, 0, 5, 512) == 0.1 and search.warmed_up(0.5, 5, 5, 512) == 0.5
-    assert search.warmed_up(0.5, 0, 5, 256) == 0.5
+    assert engine.cosine_rate(0, 50, 0.025, 0.001) == 0.025
+    assert engine.cosine_rate(25, 50, 0.025, 0.001) == pytest.approx(0.013)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
+    for batch, epoch, expected in ((512, 0, 0.1), (512, 5, 0.5), (256, 0, 0.5)):
+        engine.set_learning_rate(optimizer, 0.5, epoch, arguments(f"--warmup_epochs 5 --batch_size {batch}"))
+        assert optimizer.param_groups[0]["lr"] == expected
     state = tiny_search("--gumbel --tau_min 1 --tau_max 3 --epochs 3")
     taus = []
     for state.epoch in range(3):
@@ -223,11 +228,11 @@ def test_the_architecture_step_leaves_the_weights_alone():
     state.move_subspace()
     active = state.space.active_ops()
     x, y = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
-    search.architecture_backward(state.network, state.optimizer, state.weights(active), active, x, y)
+    bilevel.architecture_backward(state.network, state.optimizer, state.weights(active), active, x, y)
     assert all(p.grad is None and p.requires_grad for p in state.network.parameters())
     assert all(p.grad.abs().sum() > 0 for p in state.architecture.parameters())
     norms = [p.grad.norm() for p in state.architecture.parameters()]
-    norm = search.architecture_step(state.architecture, state.arch_optimizer, clip=5)
+    norm = bilevel.architecture_step(state.architecture, state.arch_optimizer, clip=5)
     assert norm == pytest.approx(torch.stack(norms).norm().item())
 
 
@@ -237,7 +242,7 @@ def test_the_gradients_of_alpha_and_of_beta_are_clipped_each():
     before = {name: p.detach().clone() for name, p in state.architecture.named_parameters()}
     for name, p in state.architecture.named_parameters():
         p.grad = torch.full_like(p, 7.0 if name.startswith("alphas") else 1e-3)
-    search.architecture_step(state.architecture, state.arch_optimizer, clip=5)
+    bilevel.architecture_step(state.architecture, state.arch_optimizer, clip=5)
     step = {name: (p.detach() - before[name]).flatten() for name, p in state.architecture.named_parameters()}
     assert torch.cat([step["alphas_normal"], step["alphas_reduce"]]).norm() == pytest.approx(5, rel=1e-4)
     assert step["betas_normal"] == pytest.approx(torch.full((112,), -1e-3, dtype=torch.float64))

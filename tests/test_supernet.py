@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from golden_arrays import active_lists, assert_close, golden, load_weights
 
-from genotypes import PRIMITIVES, SPACES
-from model_search import CELL_TYPES, Architecture, Network, masked_softmax
+from genotypes import CELL_TYPES, PRIMITIVES, SPACES
+from model_search import Architecture, Network, masked_softmax
 from operations import OPS
 
 

@@ -13,6 +13,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import genotypes
 import retrain
+import runs
 import search
 import train_search
 import utils
@@ -118,7 +119,8 @@ def test_hyperparameters_of_a_search_with_the_final_metrics(searched):
     }
     assert {name: values[name] for name in expected} == expected
     assert not {"save", "given", "resume", "quiet", "device"} & values.keys()
-    assert {"loss/valid", "accuracy/valid", "loss/train"} <= set(metrics) <= set(found.Tags()["scalars"])
+    assert {"final/loss/valid", "final/accuracy/valid", "final/loss/train"} <= set(metrics)
+    assert scalars(found, "final/loss/valid") == {1: scalars(found, "loss/valid")[1]}
 
 
 def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path, monkeypatch):
@@ -127,7 +129,7 @@ def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path
     class Killed(Exception):
         pass
 
-    checkpoint, calls = utils.Run.checkpoint, []
+    checkpoint, calls = runs.RunFolder.checkpoint, []
 
     def die(self, state, name="checkpoint.pt"):
         calls.append(state["epoch"])
@@ -135,15 +137,18 @@ def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path
             raise Killed
         checkpoint(self, state, name)
 
-    monkeypatch.setattr(utils.Run, "checkpoint", die)
+    monkeypatch.setattr(runs.RunFolder, "checkpoint", die)
     for _ in range(2):
         with pytest.raises(Killed):
             run(search, pictures, tmp_path / "run")
     search.main(utils.parse(search.get_parser(), ["--resume", str(tmp_path / "run")]))
-    assert calls == [1, 1, 2, 2] and len(list((tmp_path / "run").glob("events*"))) == 3
+    assert (
+        calls == [1, 1, 2, 2] and len(list((tmp_path / "run").glob("events*"))) == 5
+    )  # two of them of hyperparameters
     found = events(tmp_path / "run")
     assert_curves(found, history(tmp_path / "run"), SEARCH_CURVES)
-    assert all(list(scalars(found, tag)) == [0, 1] for tag in found.Tags()["scalars"])
+    for tag in found.Tags()["scalars"]:
+        assert list(scalars(found, tag)) == ([1] if tag.startswith("final/") else [0, 1])
     assert all([image.step for image in found.Images(tag)] == [0, 1] for tag in found.Tags()["images"])
     assert hyperparameters(found)[0]["epochs"] == 2
 
@@ -157,7 +162,7 @@ def test_events_of_pdarts(pictures, tmp_path):
     if shutil.which("dot"):
         assert [image.step for image in found.Images("cells")] == [0, 1, 2]
     values, metrics = hyperparameters(found)
-    assert values["eps_no_arch"] == 0 and "accuracy/valid" in metrics
+    assert values["eps_no_arch"] == 0 and "final/accuracy/valid" in metrics
 
 
 def test_events_of_a_retraining(pictures, tmp_path):
@@ -173,7 +178,8 @@ def test_events_of_a_retraining(pictures, tmp_path):
         "drop_path": "schedule/drop_path",
     }
     assert_curves(found, lines, curves)
-    assert set(found.Tags()["scalars"]) == set(curves.values())  # three classes: there is no top-5
+    plain = {tag for tag in found.Tags()["scalars"] if not tag.startswith("final/")}
+    assert plain == set(curves.values())  # three classes: there is no top-5
     values, metrics = hyperparameters(found)
     assert genotypes.load(values["arch"]) == genotypes.DDSAS_cifar10 and values["auxiliary"]
-    assert "accuracy/best" in metrics
+    assert "final/accuracy/best" in metrics

@@ -12,11 +12,9 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import conftest  # noqa: F401  (puts the project's root on the path)
 import torch
-from torch import nn
 
 import data
 import search
@@ -56,26 +54,23 @@ def twenty_steps(batch_size: int) -> dict:
     train, valid, info = data.search_data(
         args.dataset, ".", batch_size=batch_size, seed=args.seed, rank=rank, world_size=world_size
     )
-    state = search.Search(args, info, torch.device("cpu"))
-    state.network.double()
-    state.architecture.double()
-    state.network.train = lambda mode=True: nn.Module.train(state.network, False)
     record, global_batch = {"train": [], "arch": [], "active": []}, batch_size * world_size
 
-    def remember(state, *_) -> None:
-        for name, average in (("train", state.train_average), ("arch", state.arch_average)):
-            total, *_, images = utils.reduce_sum(average.sums.clone()).tolist()
-            assert images == global_batch * state.step
-            record[name].append((total - sum(record[name]) * global_batch) / global_batch)
-        record["active"].append({kind: search.bits(active) for kind, active in state.space.active.items()})
+    class Recorded(search.SubspaceSearch):
+        def end_step(self, loss, logits, y, norm, arch_norm=None) -> None:
+            self.averages["train"].add(loss, logits, y)
+            self.step += 1
+            for name, average in self.averages.items():
+                total, *_, images = utils.reduce_sum(average.sums.clone()).tolist()
+                assert images == global_batch * self.step
+                record[name].append((total - sum(record[name]) * global_batch) / global_batch)
+            record["active"].append({kind: search.bits(active) for kind, active in self.space.active.items()})
 
-    keep, search.leave_or_checkpoint = search.leave_or_checkpoint, remember  # called after every step
-    run = SimpleNamespace(log=lambda *_, **__: None, quiet=True)
-    try:
-        state.start_epoch(run)
-        search.train_epoch(state, Doubles(train), Doubles(valid), run, None)
-    finally:
-        search.leave_or_checkpoint = keep
+    state = Recorded(args, info, Doubles(valid), torch.device("cpu"))
+    state.network.double().eval()
+    state.architecture.double()
+    state.start_epoch()
+    state.train_one_epoch(Doubles(train))
     utils.assert_same(
         dict(state.architecture.named_parameters()) | dict(state.network.named_parameters()) | state.space.active
     )
