@@ -23,6 +23,7 @@ import json
 import pickle  # this is the one file where it may be used, in `_Reader` alone: no class and no function is looked up
 import re
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -205,7 +206,7 @@ class ResidualBlock(nn.Module):
 class _Skeleton(nn.Module):
     """What both networks share: the stem, three stages of N cells with a residual block between, and the classifier."""
 
-    def __init__(self, C: int, num_classes: int, N: int, make_cell) -> None:
+    def __init__(self, C: int, num_classes: int, N: int, make_cell: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
         self.cells = nn.ModuleList(make_cell(C) for _ in range(N))
@@ -278,7 +279,7 @@ class Network(_Skeleton):
 
 
 def gdas_weights(alphas: Tensor, tau: float, gumbel: Tensor) -> tuple[Tensor, Tensor]:
-    """One operation an edge, drawn by the Gumbel-softmax (GDAS: Dong and Yang, CVPR 2019, equations 3 to 6).
+    """One operation an edge, drawn by the Gumbel-softmax (GDAS: Dong and Yang, CVPR 2019, section 3.2).
 
     p = softmax((log_softmax(alpha) + g) / tau), k the largest, h = one_hot(k) - p.detach() + p. ``gumbel`` is
     g = -log(E) with E ~ Exp(1), as alphas (edges, operations). Returns h of that shape and k (edges). In value h is
@@ -383,7 +384,7 @@ def _read_csv(path: Path) -> dict[Architecture, float]:
     try:
         lines = csv.reader(io.StringIO(_read_bytes(path).decode("utf-8-sig"), newline=""), strict=True)
         for row in lines:
-            if not row or (lines.line_num == 1 and row == ["architecture", "accuracy"]):
+            if not row or (row == ["architecture", "accuracy"] and not accuracies):  # an empty line, the header
                 continue
             if len(row) != 2:
                 raise ValueError(f"{len(row)} fields, expected architecture,accuracy")
@@ -481,12 +482,12 @@ def load(text: str) -> Architecture:
     try:
         path = Path(text)
         path = path / "genotype.txt" if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError("not there; expected an architecture |op~0|+... or a run folder with its genotype.txt")
         with path.open("rb") as file:
             return parse(file.read(10 * MAX_TEXT).decode())
-    except OSError as error:
-        raise ValueError(f"{_shown(text)}: {error.strerror}; expected |op~0|+... or a run folder") from None
-    except ValueError as error:  # not text, a name that no file can have, or no architecture
-        raise ValueError(f"{_shown(text)}: {error}") from None
+    except (OSError, ValueError) as error:  # not readable, not text, a name that no file can have, no architecture
+        raise ValueError(f"{_shown(text)}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def judge(architecture: Architecture, table: Table | None) -> dict[str, object]:
