@@ -519,7 +519,7 @@ def in_words(record: dict[str, object]) -> str:
     head = f"{record['run']}: " if "run" in record else ""
     if record["accuracy"] is None:
         return f"{head}{record['architecture']}: {record['missing']}"
-    rank = f"rank {record['rank']:,} of {record['count']:,}, better than {record['better_than']:.1f} %"
+    rank = f"rank {record['rank']:,} of {record['count']:,}, better than {record['better_than']:.2f} %"
     return f"{head}{record['architecture']}: {record['accuracy']:.2f} % ({rank})"
 
 

@@ -416,8 +416,8 @@ def test_the_command_judges_architectures_and_runs(command, tmp_path):
     (run / "genotype.txt").write_text(f"{uniform('skip_connect')}\n")
     arguments = [TEXT, str(run), str(uniform("none")), "--table", str(table)]
     code, lines, _ = command(*arguments)
-    assert code == 0 and lines[0] == f"{TEXT}: 91.50 % (rank 1 of 2, better than 50.0 %)"
-    assert lines[1] == f"{run}: {uniform('skip_connect')}: 60.50 % (rank 2 of 2, better than 0.0 %)"
+    assert code == 0 and lines[0] == f"{TEXT}: 91.50 % (rank 1 of 2, better than 50.00 %)"
+    assert lines[1] == f"{run}: {uniform('skip_connect')}: 60.50 % (rank 2 of 2, better than 0.00 %)"
     assert "not in the table" in lines[2] and "2 of 15,625" in lines[2]
     records = [json.loads(line) for line in command(*arguments, "--json")[1]]
     assert [record["accuracy"] for record in records] == [91.5, 60.5, None] and records[1]["run"] == str(run)
