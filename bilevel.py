@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]  # images, labels
 Active = dict[str, list[list[int]]] | None  # active operations of each edge, per cell type; None: all
 
 
-class Search(Training):
+class BilevelSearch(Training):
     """A supernet, its architecture parameters, and an optimizer for each."""
 
     network: Network
@@ -51,21 +51,21 @@ class Search(Training):
             weight_decay=args.arch_weight_decay,
         )
 
-    def weights(self, active: Active, noise: bool = True) -> dict[str, Tensor]:
-        """The weights of the operations in the supernet, from the architecture parameters.
+    def operations(self, noise: bool = True) -> tuple[dict[str, Tensor], Active]:
+        """The weights of the operations, from the architecture parameters, and the active ones, for one forward pass.
 
         Without ``noise`` nothing is drawn: that is how the supernet is validated.
         """
         raise NotImplementedError
 
-    def architecture_step(self, active: Active, train: Batch, valid: Batch) -> Tensor:
+    def architecture_step(self, train: Batch, valid: Batch) -> Tensor:
         """One step of Adam on alpha and beta with the loss of a validation batch; returns the gradient's norm.
 
         The training batch is used by --unrolled alone.
         """
         args = self.args
         with autocast(args, self.device):
-            weights = self.weights(active)
+            weights, active = self.operations()
             if args.unrolled:
                 loss, logits = unrolled_backward(self.network, self.optimizer, weights, active, train, valid)
             else:
@@ -73,22 +73,22 @@ class Search(Training):
         self.averages["arch"].add(loss, logits, valid[1])
         return architecture_step(self.architecture, self.arch_optimizer, args.arch_grad_clip)
 
-    def weight_step(self, active: Active, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def weight_step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of SGD on the weights with a training batch; returns loss, logits and the gradient's norm."""
         with autocast(self.args, self.device), torch.no_grad():
-            weights = self.weights(active)
+            weights, active = self.operations()
         with autocast(self.args, self.device):
             logits = self.network(x, weights, active)
             loss = F.cross_entropy(logits, y)
         return loss, logits, weight_step(self.optimizer, loss, self.args.grad_clip)
 
     @torch.no_grad()
-    def validate(self, active: Active) -> Metrics:
+    def validate(self) -> Metrics:
         """Loss and accuracy of the supernet on the validation half, in evaluation mode."""
         utils.share_buffers(self.network)
         self.network.eval()
         with autocast(self.args, self.device):
-            weights = self.weights(active, noise=False)
+            weights, active = self.operations(noise=False)
             return evaluate(lambda x: self.network(x, weights, active), self.valid, self.device)
 
     def state_dict(self) -> dict:

@@ -214,12 +214,6 @@ def evaluate(forward: Callable[[Tensor], Tensor], loader: data.Loader, device: t
     return average.read()
 
 
-def entropy(alpha: Tensor) -> float:
-    """Mean over the edges of the entropy of softmax(alpha), in nats."""
-    p = F.softmax(alpha.detach().double(), dim=-1)
-    return float(-(p * p.log()).sum(-1).mean())
-
-
 # ---- schedules ------------------------------------------------------------------------------------------------------
 
 

@@ -150,11 +150,16 @@ def whole(x: Tensor | Nodes) -> Tensor:
 
 
 def supernet_cell(
-    cell: nn.Module, s0: Nodes, s1: Nodes, weights: list[list[Tensor]], active: list[list[int]]
+    cell: nn.Module,
+    s0: Nodes,
+    s1: Nodes,
+    weights: list[list[Tensor]],
+    active: list[list[int]],
+    rest: list[Tensor | None],
 ) -> Concatenation:
     """What model_search.Cell.forward computes, with the same arguments."""
     nodes = preprocessed(cell, s0, s1)
-    for edges in cell.incoming:
+    for edges, added in zip(cell.incoming, rest, strict=True):
         terms, gains = [], []
         for source, e in zip(nodes, edges, strict=True):
             for k in active[e]:
@@ -164,7 +169,8 @@ def supernet_cell(
         if not terms:  # every incoming edge is `none`
             stride = cell._ops[edges[0]].stride
             terms, gains = [Term(torch.zeros_like(nodes[0].x[:, :, ::stride, ::stride]))], [weights[edges[0]][0]]
-        nodes.append(Node(weighted_sum(terms, gains)))
+        y = weighted_sum(terms, gains)
+        nodes.append(Node(y if added is None else y + added))
     return Concatenation(nodes[2:])
 
 
@@ -187,9 +193,9 @@ def preprocessed(cell: nn.Module, s0: Nodes, s1: Nodes) -> list[Node]:
 
 
 def recomputed_cell(
-    cell: nn.Module, s0: Nodes, s1: Nodes, weights: list, active: list, contexts: tuple[AbstractContextManager, ...]
+    cell: nn.Module, s0: Nodes, s1: Nodes, *arguments: list, contexts: tuple[AbstractContextManager, ...]
 ) -> Concatenation:
-    """cell(s0, s1, weights, active) of which only inputs and outputs are kept until it is computed a second time.
+    """cell(s0, s1, *arguments) of which only inputs and outputs are kept until it is computed a second time.
 
     ``contexts`` surround the first and the second computation.
     """
@@ -198,7 +204,7 @@ def recomputed_cell(
     def run(*xs: Tensor) -> list[Tensor]:
         fresh = [Node(x) for x in xs]
         cells = Concatenation(fresh[:first]), Concatenation(fresh[first:])
-        return [node.x for node in cell(*cells, weights, active).nodes]
+        return [node.x for node in cell(*cells, *arguments).nodes]
 
     outputs = checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: contexts)
     return Concatenation([Node(x) for x in outputs])

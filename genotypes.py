@@ -44,6 +44,7 @@ class Space(NamedTuple):
     primitives: list[str]
     shrink: dict[int, int] = {}
     expand: dict[int, int] = {}
+    cells: str = "darts"  # how a cell is built: see methods.CELLS
 
 
 space_config_static = Space(PRIMITIVES)
@@ -78,12 +79,17 @@ space_config_imagenet = Space(
     expand={0: 4, 40: 8},
 )
 
+space_config_nasbench201 = Space(
+    ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"], cells="nasbench201"
+)
+
 SPACES = {
     "static": space_config_static,
     "shrink": space_config_shrink,
     "expand": space_config_expand,
     "imagenet": space_config_imagenet,
 }
+SPACES["nasbench201"] = space_config_nasbench201
 SPACES |= {f"space_config_{name}": space for name, space in SPACES.items()}  # the published names
 
 # DDSAS (Yang et al., ACML 2021): searched on CIFAR-10, CIFAR-100 and ImageNet

@@ -7,7 +7,7 @@ with fixed candidates per edge, is that of DARTS and P-DARTS.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -66,13 +66,24 @@ class Cell(nn.Module):
             for (_, source), primitives in zip(EDGE_LIST, candidates, strict=True)
         )
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: list[list[Tensor]], active: list[list[int]]) -> Tensor:
-        """The output (N, 4 C, H, W) from those of the two cells before; weights and active operations edge by edge."""
+    def forward(
+        self,
+        s0: Tensor,
+        s1: Tensor,
+        weights: list[list[Tensor]],
+        active: list[list[int]],
+        rest: list[Tensor | None],
+    ) -> Tensor:
+        """The output (N, 4 C, H, W) from those of the two cells before; weights and active operations edge by edge.
+
+        ``rest`` is what is added to each node (None: nothing), see `Network.rest`.
+        """
         if not isinstance(s0, Tensor):  # nodes of fast.py: the same, faster
-            return fast.supernet_cell(self, s0, s1, weights, active)
+            return fast.supernet_cell(self, s0, s1, weights, active, rest)
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        for edges in self.incoming:
-            states.append(sum(self._ops[e](x, weights[e], active[e]) for x, e in zip(states, edges, strict=True)))
+        for edges, added in zip(self.incoming, rest, strict=True):
+            node = sum(self._ops[e](x, weights[e], active[e]) for x, e in zip(states, edges, strict=True))
+            states.append(node if added is None else node + added)
         return torch.cat(states[2:], dim=1)
 
 
@@ -85,6 +96,7 @@ class Network(nn.Module):
 
     plain = False  # compute by the modules' own forwards instead of fast.py: fast.switch_off
     checkpoint_cells = False  # compute every cell once more in the backward pass instead of keeping what is in it
+    straight_through = False  # add the weights of operations that are not active as numbers (GDAS: they are 0)
 
     def __init__(
         self, C: int, num_classes: int, layers: int, candidates: list[str] | dict[str, list], stem: str = "cifar"
@@ -132,11 +144,19 @@ class Network(nn.Module):
         active = active or {kind: [range(len(ops)) for ops in edges] for kind, edges in self.candidates.items()}
         scalars = {kind: split(w) for kind, w in weights.items()}
         s0, s1 = self.stems(x) if self.plain else fast.nodes(*self.stems(fast.channels_last(x)))
+        rest = {kind: self.rest(w, active[kind]) for kind, w in scalars.items()}
         compute = recomputed if self.checkpoint_cells and torch.is_grad_enabled() else Cell.__call__
         for cell in self.cells:
             kind = "reduce" if cell.reduction else "normal"
-            s0, s1 = s1, compute(cell, s0, s1, scalars[kind], active[kind])
+            s0, s1 = s1, compute(cell, s0, s1, scalars[kind], active[kind], rest[kind])
         return self.classifier(self.global_pooling(fast.whole(s1)).flatten(1))
+
+    def rest(self, weights: list[list[Tensor]], active: list[list[int]]) -> list[Tensor | None]:
+        """For each node the sum of the weights of what is not active on its edges; None without straight_through."""
+        if not self.straight_through:
+            return [None] * NODES
+        inactive = [[w[k] for k in range(len(w)) if k not in chosen] for w, chosen in zip(weights, active, strict=True)]
+        return [sum(w for e in edges for w in inactive[e]) for edges in Cell.incoming]
 
     def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two inputs of the first cell."""
@@ -144,12 +164,12 @@ class Network(nn.Module):
         return s0, s0 if hasattr(self, "stem") else self.stem1(s0)
 
 
-def recomputed(cell: Cell, s0: Tensor, s1: Tensor, weights: list, active: list) -> Tensor:
-    """cell(s0, s1, weights, active), of which only inputs and output are kept until the backward pass."""
+def recomputed(cell: Cell, s0: Tensor, s1: Tensor, *arguments: list) -> Tensor:
+    """cell(s0, s1, *arguments), of which only inputs and output are kept until the backward pass."""
     contexts = nullcontext(), statistics_kept(cell)
     if not isinstance(s0, Tensor):
-        return fast.recomputed_cell(cell, s0, s1, weights, active, contexts)
-    return checkpoint(cell, s0, s1, weights, active, use_reentrant=False, context_fn=lambda: contexts)
+        return fast.recomputed_cell(cell, s0, s1, *arguments, contexts=contexts)
+    return checkpoint(cell, s0, s1, *arguments, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextmanager
@@ -215,19 +235,21 @@ class Architecture(nn.Module):
         saliency_type: str = "simple",
         norm: bool = True,
         tau: float | None = None,
+        noise: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """The operations' weights w (num_edges, o) per cell type (DDSAS), zero where an operation is not active.
 
         With p the softmax of alpha over the active operations A of an edge and zeta = sigmoid(beta), `simple` is
         w = p * zeta, `all` is w = p * prod over A of zeta * prod over the others of (1 - zeta). ``norm`` divides by the
-        edge's sum. ``tau`` is the temperature of the Gumbel softmax (Jang et al., ICLR 2017), None for the plain one.
+        edge's sum. ``tau`` is the temperature of the Gumbel softmax (Jang et al., ICLR 2017), None for the plain one;
+        its numbers come from the generator ``noise``.
         """
         betas = self.betas()
         weights = {}
         for kind, alpha in self.alphas().items():
             mask = active_mask(alpha, None if active is None else active[kind])
             if tau is not None:  # (log softmax(alpha) + g) / tau with g = -log(E), E ~ Exp(1)
-                g = -torch.empty_like(alpha).exponential_().log()
+                g = -torch.empty_like(alpha).exponential_(generator=noise).log()
                 alpha = (F.log_softmax(alpha, dim=-1) + g) / tau
             p = masked_softmax(alpha, mask)
             zeta = torch.sigmoid(betas[kind])
@@ -273,13 +295,15 @@ class DynamicSpace:
         max_ops: int = 28,
         confidence: float = 1.44,
         cell_types: tuple[str, ...] = CELL_TYPES,
+        derive: Callable[[dict[str, np.ndarray], list[str]], object] | None = None,
     ) -> None:
         if max_ops < num_edges:
             raise ValueError(f"max_ops (--dss_max_ops) must be at least {num_edges}, one per edge; got {max_ops}")
         self.primitives = list(primitives)
         self.max_ops, self.confidence = max_ops, confidence
         self.counted = np.array([primitive != "none" for primitive in primitives])  # `none` rides along uncounted
-        self.cell_types, shape = cell_types, (num_edges, len(primitives))
+        self.cell_types, self.derive = cell_types, derive or two_edges_a_node
+        shape = num_edges, len(primitives)
         self.available = {kind: np.ones(shape, bool) for kind in cell_types}
         self.active = {kind: np.zeros(shape, bool) for kind in cell_types}
         self.saliency = {kind: np.zeros(shape) for kind in cell_types}
@@ -354,18 +378,12 @@ class DynamicSpace:
         return {kind: [np.flatnonzero(row).tolist() for row in self.active[kind]] for kind in self.cell_types}
 
     def genotype(self) -> Genotype:
-        """Per node the two edges whose best available operation (not `none`) has the highest saliency, better first."""
-        cells = {}
-        for kind in self.cell_types:
-            s = np.where(self.counted & self.available[kind], self.saliency[kind], -np.inf)
-            best, score = s.argmax(axis=1), s.max(axis=1)
-            cells[kind] = [
-                (self.primitives[best[edges[source]]], int(source))
-                for edges in Cell.incoming
-                for source in descending(score[edges])[:2]
-            ]
-        concat = range(2, 2 + NODES)
-        return Genotype(cells["normal"], concat, cells["reduce"], concat)
+        """The architecture of highest saliency among what is available and not `none`."""
+        scores = {
+            kind: np.where(self.counted & self.available[kind], self.saliency[kind], -np.inf)
+            for kind in self.cell_types
+        }
+        return self.derive(scores, self.primitives)
 
     def state_dict(self) -> dict:
         """Everything that changes, as plain tensors and numbers."""
@@ -384,6 +402,23 @@ class DynamicSpace:
                     raise ValueError(f"the saved space is {array.shape}, this one {own.shape} (edges, operations)")
                 own[:] = array
         self.total = int(state["total"])
+
+
+def two_edges_a_node(scores: dict[str, np.ndarray], primitives: list[str]) -> Genotype:
+    """Per node the two edges whose best operation has the highest score, the better one first, each with that one.
+
+    ``scores`` (14, o) per cell type, -inf for operations that cannot be chosen (DARTS, section 2.4; DDSAS: saliency).
+    """
+    cells = {}
+    for kind, s in scores.items():
+        best, score = s.argmax(axis=1), s.max(axis=1)
+        cells[kind] = [
+            (primitives[best[edges[source]]], int(source))
+            for edges in Cell.incoming
+            for source in descending(score[edges])[:2]
+        ]
+    concat = range(2, 2 + NODES)
+    return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
 
 def descending(x: np.ndarray) -> np.ndarray:

@@ -230,6 +230,8 @@ class Supernet(_Skeleton):
     Its cells' BatchNorms are not affine and their convolutions have a bias.
     """
 
+    straight_through = False
+
     def __init__(self, C: int, num_classes: int, N: int) -> None:
         super().__init__(C, num_classes, N, SearchCell)
 
@@ -238,7 +240,6 @@ class Supernet(_Skeleton):
         x: Tensor,
         weights: dict[str, Tensor],
         active: dict[str, list[list[int]]] | None = None,
-        straight_through: bool = False,
     ) -> Tensor:
         """Logits (N, classes) of images x (N, 3, H, W).
 
@@ -253,7 +254,7 @@ class Supernet(_Skeleton):
         scalars = [list(flat[i : i + o]) for i in range(0, len(flat), o)]  # in one step of the graph
         chosen = active["cell"] if active is not None else [list(range(o))] * len(EDGE_LIST)
         rest: dict[int, Tensor] = {}  # node -> the sum of h_j over its edges and their operations that are not active
-        if straight_through:
+        if self.straight_through:
             for (node, _), h, ops in zip(EDGE_LIST, scalars, chosen, strict=True):
                 rest[node] = sum((h[j] for j in range(o) if j not in ops), rest.get(node, x.new_zeros(())))
         return self._forward(x, scalars, chosen, rest)
@@ -294,16 +295,6 @@ def gdas_weights(alphas: Tensor, tau: float, gumbel: Tensor) -> tuple[Tensor, Te
 def derive(alphas: np.ndarray) -> Architecture:
     """DARTS' and GDAS' architecture: on each edge the operation of largest alpha (6, 5), `none` included."""
     return Architecture(tuple(PRIMITIVES[o] for o in np.argmax(alphas, axis=1)))
-
-
-def derive_from_saliency(saliency: np.ndarray, available: np.ndarray) -> Architecture:
-    """DDSAS' architecture: on each edge the available operation other than `none` of highest saliency.
-
-    Both (6, 5), available of bool. Of equals the lower index; `none` where nothing else is available.
-    """
-    usable = np.array(available, dtype=bool)
-    usable[:, NONE] = False
-    return derive(np.where(usable, saliency, -np.inf))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -531,34 +522,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--table", metavar="FILE.csv", help=text)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     return parser
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The DARTS space (to be moved to the search script)
-
-
-def darts_genotype(alphas: dict[str, np.ndarray], primitives: list[str]):
-    """DARTS' genotype of alphas {"normal": (14, o), "reduce": (14, o)} (Liu et al., ICLR 2019, section 2.4).
-
-    An edge counts as much as its largest softmax(alpha) other than `none`. Each node keeps the two edges that count
-    most, the better one first, each with that operation; of equals the lower index.
-    """
-    from genotypes import NODES, Genotype
-
-    cells = []
-    ops = [o for o, primitive in enumerate(primitives) if primitive != "none"]
-    for kind in ("normal", "reduce"):
-        p = np.exp(alphas[kind] - alphas[kind].max(axis=1, keepdims=True))
-        p = (p / p.sum(axis=1, keepdims=True))[:, ops]
-        cell, first = [], 0
-        for node in range(NODES):
-            incoming = p[first : first + 2 + node]
-            for source in np.argsort(-incoming.max(axis=1), kind="stable")[:2]:
-                cell.append((primitives[ops[incoming[source].argmax()]], int(source)))
-            first += 2 + node
-        cells.append(cell)
-    concat = range(2, 2 + NODES)
-    return Genotype(normal=cells[0], normal_concat=concat, reduce=cells[1], reduce_concat=concat)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from utils import Run, UserError
+from utils import Run, Run as RunFolder, Stop, write_whole, read_weights, save_checkpoint, load_checkpoint, UserError  # noqa
 
 
 def resume_run(args: argparse.Namespace, script: str, may_change: tuple[str, ...] = ("epochs",)) -> Run | None:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 import data
 import engine
 import utils
-from bilevel import Search, add_search_arguments
+from bilevel import BilevelSearch, add_search_arguments
 from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES, PRIMITIVES, Genotype, count_skips
+from methods import entropy
 from model_search import Cell, Network
 from runs import create_run, resume_run, retrain_command, write_whole
 from utils import UserError, number
@@ -61,7 +62,7 @@ def main(args: argparse.Namespace) -> Path:
     return run.folder
 
 
-class ProgressiveSearch(Search):
+class ProgressiveSearch(BilevelSearch):
     """A search of P-DARTS: also the candidates that are still on. ``epoch`` counts through all stages.
 
     A stage has a supernet, alpha and optimizers of its own.
@@ -83,8 +84,8 @@ class ProgressiveSearch(Search):
         for x, y in self.steps(train):
             arch_norm = None
             if self.trains_architecture:
-                arch_norm = self.architecture_step(None, (x, y), next(valid_batches))
-            loss, logits, norm = self.weight_step(None, x, y)
+                arch_norm = self.architecture_step((x, y), next(valid_batches))
+            loss, logits, norm = self.weight_step(x, y)
             self.end_step(loss, logits, y, norm, arch_norm)
 
     @property
@@ -92,9 +93,9 @@ class ProgressiveSearch(Search):
         """False in the first epochs of a stage, which train the weights alone."""
         return self.epoch_of_stage >= self.args.eps_no_arch
 
-    def weights(self, active: None = None, noise: bool = True) -> dict[str, Tensor]:
+    def operations(self, noise: bool = True) -> tuple[dict[str, Tensor], None]:
         """softmax(alpha) over the candidates of each edge; all of them are active at every step."""
-        return {cell: alpha.softmax(dim=-1) for cell, alpha in self.architecture.items()}
+        return {cell: alpha.softmax(dim=-1) for cell, alpha in self.architecture.items()}, None
 
     # ---- stages ----
 
@@ -147,7 +148,7 @@ class ProgressiveSearch(Search):
     def finish_epoch(self) -> dict:
         """Validate in the last epochs of a stage, log, write the current genotype; returns the line of history."""
         run = self.run
-        metrics = self.validate(None) if self.epoch_of_stage >= self.args.epochs - VALIDATED else None
+        metrics = self.validate() if self.epoch_of_stage >= self.args.epochs - VALIDATED else None
         utils.assert_same(dict(self.architecture.named_parameters()))
         train, arch = (average.read() for average in self.averages.values())
         genotype = derive(self.candidates, self.alphas())
@@ -167,9 +168,9 @@ class ProgressiveSearch(Search):
             "valid_loss": metrics and metrics.loss,
             "valid_acc": metrics and metrics.top1,
             "candidates": self.candidates,
-            "probabilities": {cell: p.tolist() for cell, p in self.weights().items()},
+            "probabilities": {cell: p.tolist() for cell, p in self.operations()[0].items()},
             "genotype": str(genotype),
-            "alpha_entropy": {cell: engine.entropy(alpha) for cell, alpha in self.architecture.items()},
+            "alpha_entropy": {cell: entropy(alpha) for cell, alpha in self.architecture.items()},
         }
 
     def restrict(self) -> Genotype:

@@ -57,6 +57,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None = None) -> None:
         super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
+        self.defaults_for: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def set_defaults_for(self, flag: str, value: str, **defaults: Any) -> None:
+        """Other defaults where ``flag`` has this value; what stands on the command line counts more (see `parse`)."""
+        self.defaults_for[flag, value] = defaults
 
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: {message} (--help lists all arguments)\n")
@@ -106,6 +111,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     args = parser.parse_args(argv)
     blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # argparse keeps values that are there: None = not given
     args.given = {name for name, value in vars(parser.parse_args(argv, blank)).items() if value is not None}
+    for (flag, value), defaults in getattr(parser, "defaults_for", {}).items():
+        if getattr(args, flag) == value:
+            vars(args).update({name: default for name, default in defaults.items() if name not in args.given})
     return args
 
 

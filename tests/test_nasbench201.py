@@ -19,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import genotypes
+import methods
 import nasbench201
+import search
 import utils
 from model import count_multiply_adds, count_parameters
 from nasbench201 import EDGE_LIST, PRIMITIVES, Architecture, Network, Supernet, load_table, parse
@@ -112,7 +114,8 @@ def test_gdas_computes_one_operation_an_edge_and_passes_all_gradients_on():
     alphas = torch.tensor(arrays["alphas"], requires_grad=True)
     h, index = nasbench201.gdas_weights(alphas, float(arrays["tau"]), torch.tensor(arrays["gumbel"]))
     active = {"cell": [[k] for k in index.tolist()]}
-    logits = network(torch.tensor(arrays["images"]), {"cell": h}, active, straight_through=True)
+    network.straight_through = True
+    logits = network(torch.tensor(arrays["images"]), {"cell": h}, active)
     F.cross_entropy(logits, torch.tensor(arrays["labels"])).backward()
     assert index.tolist() == arrays["gdas_index"].tolist()
     assert_close(logits, arrays["gdas_logits"], relative=1e-6, absolute=0)
@@ -185,13 +188,20 @@ def cases(name: str) -> list[dict]:
     return json.loads((GOLDEN / name).read_text())
 
 
+def method(name: str, text: str = "") -> methods.Method:
+    args = utils.parse(search.get_parser(), f"--method {name} {text}".split())
+    return methods.METHODS[name](args, genotypes.SPACES[args.space_config], torch.device("cpu"))
+
+
 def test_darts_architecture_here_and_genotype_in_its_own_space():
     for case in cases("nasbench201_derive.json"):
         assert str(nasbench201.derive(np.array(case["alphas"]))) == case["architecture"]
     for case in cases("darts_derive.json"):
-        alphas = {kind: np.array(case[f"alphas_{kind}"]) for kind in ("normal", "reduce")}
-        genotype = nasbench201.darts_genotype(alphas, genotypes.PRIMITIVES)
-        assert genotype == genotypes.parse(case["genotype"])
+        darts = method("darts")
+        with torch.no_grad():
+            for kind, alpha in darts.architecture.items():
+                alpha.copy_(torch.tensor(case[f"alphas_{kind}"]))
+        assert darts.genotype() == genotypes.parse(case["genotype"])
 
 
 def test_ddsas_architecture_is_the_best_available_operation_other_than_none():
@@ -201,7 +211,9 @@ def test_ddsas_architecture_is_the_best_available_operation_other_than_none():
     available[0, 2] = False
     available[1, 1] = False
     available[2, 1:] = False
-    ops = nasbench201.derive_from_saliency(saliency, available).ops
+    subspace = method("ddsas", "--space_config nasbench201").subspace
+    subspace.saliency["cell"][:], subspace.available["cell"][:] = saliency, available
+    ops = subspace.genotype().ops
     assert ops[:4] == ("nor_conv_3x3", "nor_conv_1x1", "none", "skip_connect")  # of equals the lower index
 
 

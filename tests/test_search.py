@@ -10,6 +10,7 @@ from golden_arrays import golden, load_weights
 
 import bilevel
 import engine
+import fast
 import genotypes
 import runs
 import search
@@ -37,7 +38,7 @@ def tiny_search(text="", num_classes=10, dtype=torch.float64):
     """A Search over a tiny network without data."""
     args = arguments(text)
     info = search.data.Info(num_classes, (0,) * 3, (1,) * 3, image_size=16)
-    state = search.SubspaceSearch(args, info, None, torch.device("cpu"))
+    state = search.Search(args, info, None, search.Judge(args), torch.device("cpu"))
     state.network.to(dtype)
     state.architecture.to(dtype)
     return state
@@ -59,25 +60,27 @@ def test_thirty_steps_are_those_of_the_published_search():
     batches = {name: torch.tensor(arrays[name]) for name in ("x", "y", "x_val", "y_val")}
 
     for step in range(meta["steps"]):
-        state.move_subspace()
+        state.method.before_step(state.epoch, state.step)
         if step % meta["dss_freq"] == 0:
             for kind in CELL_TYPES:
                 update = step // meta["dss_freq"]
-                np.testing.assert_array_equal(state.space.active[kind], arrays[f"trace/active_{kind}"][update])
+                np.testing.assert_array_equal(
+                    state.method.subspace.active[kind], arrays[f"trace/active_{kind}"][update]
+                )
                 for name in ("saliency", "ucb"):
                     expected = arrays[f"trace/{name}_{kind}"][update]
-                    np.testing.assert_allclose(getattr(state.space, name)[kind], expected, rtol=1e-5)
-        active = state.space.active_ops()
+                    np.testing.assert_allclose(getattr(state.method.subspace, name)[kind], expected, rtol=1e-5)
+        active = state.method.subspace.active_ops()
         x, y, x_val, y_val = (batches[name][step % 6] for name in ("x", "y", "x_val", "y_val"))
-        bilevel.architecture_backward(state.network, state.optimizer, state.weights(active), active, x_val, y_val)
+        bilevel.architecture_backward(state.network, state.optimizer, state.operations()[0], active, x_val, y_val)
         bilevel.architecture_step(state.architecture, state.arch_optimizer, 0)
         with torch.no_grad():
-            weights = state.weights(active)
+            weights = state.operations()[0]
         loss = F.cross_entropy(state.network(x, weights, active), y)
         bilevel.weight_step(state.optimizer, loss, meta["grad_clip"])
         state.step += 1
         assert loss.item() == pytest.approx(arrays["trace/train_loss"][step], rel=1e-5)
-    assert str(state.space.genotype()) == str(arrays["genotype"])
+    assert str(state.method.subspace.genotype()) == str(arrays["genotype"])
 
 
 def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypatch):
@@ -86,22 +89,22 @@ def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypa
     torch.manual_seed(0)
     state = tiny_search("--unrolled --learning_rate 0.1 --weight_decay 0.01", num_classes=3)
     state.network.eval()  # running statistics fixed: the loss is smooth in the weights
-    state.move_subspace()
-    active = state.space.active_ops()
+    state.method.before_step(state.epoch, state.step)
+    active = state.method.subspace.active_ops()
     train, valid = ((torch.randn(6, 3, 8, 8).double(), torch.randint(0, 3, (6,))) for _ in range(2))
 
     def train_loss(weights):
         return F.cross_entropy(state.network(train[0], weights, active), train[1])
 
-    bilevel.weight_step(state.optimizer, train_loss(state.weights(active)), 0)  # fills the buffers
+    bilevel.weight_step(state.optimizer, train_loss(state.operations()[0]), 0)  # fills the buffers
     state.architecture.zero_grad()
     buffers = {name: b.clone() for name, b in state.network.named_buffers()}
-    bilevel.unrolled_backward(state.network, state.optimizer, state.weights(active), active, train, valid)
+    bilevel.unrolled_backward(state.network, state.optimizer, state.operations()[0], active, train, valid)
     for name, b in state.network.named_buffers():
         assert torch.equal(b, buffers[name])
 
     def loss_ahead():
-        weights = {kind: w.detach() for kind, w in state.weights(active).items()}
+        weights = {kind: w.detach() for kind, w in state.operations()[0].items()}
         before = {p: p.detach().clone() for p in state.network.parameters()}
         state.network.zero_grad()
         train_loss(weights).backward()
@@ -115,7 +118,7 @@ def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypa
         return loss
 
     first_order = torch.autograd.grad(
-        F.cross_entropy(state.network(valid[0], state.weights(active), active), valid[1]),
+        F.cross_entropy(state.network(valid[0], state.operations()[0], active), valid[1]),
         list(state.architecture.parameters()),
     )
     differs = False
@@ -156,6 +159,63 @@ def test_every_flag_runs(pictures, tmp_path, flags):
     assert names <= {path.name for path in folder.iterdir()} and list(folder.glob("events*"))
 
 
+METHODS = ["--method ddsas --gumbel", "--method darts", "--method darts --unrolled", "--method gdas"]
+
+
+@pytest.mark.parametrize("space", ["static", "nasbench201 --layers 1 --dss_max_ops 8"])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method, space):
+    """Interrupted in the middle of its second epoch and resumed, a run ends with the bytes of one that was not."""
+    if "nasbench201" in space and "ddsas" not in method:
+        space = space.replace(" --dss_max_ops 8", "")
+    flags = f"{method} --space_config {space} --epochs 2 --batch_size 6"
+    whole = run_search(pictures, tmp_path / "whole", flags)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        end_step, steps = search.Search.end_step, []
+
+        def interrupt(self, *arguments):
+            end_step(self, *arguments)
+            steps.append(1)
+            if len(steps) == 8:
+                raise KeyboardInterrupt
+
+        patch.setattr(search.Search, "end_step", interrupt)
+        run_search(pictures, tmp_path / "cut", flags, "--checkpoint_freq", "1")
+    search.main(utils.parse(search.get_parser(), ["--resume", str(tmp_path / "cut")]))
+    for name in ("genotype.txt", "history.jsonl"):
+        assert (whole / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    lines = history(whole)
+    assert len(lines) == 2 and np.isfinite([[line["train_loss"], line["arch_loss"]] for line in lines]).all()
+
+
+@pytest.mark.parametrize("space", ["static", "nasbench201"])
+def test_random_search_draws_an_architecture_and_trains_nothing(pictures, tmp_path, space):
+    folders = [
+        run_search(pictures, tmp_path / name, f"--method random --space_config {space} --seed {seed}")
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    found = [(folder / "genotype.txt").read_text() for folder in folders]
+    assert found[0] == found[1] != found[2]
+    assert [line["genotype"] for line in history(folders[0])] == [found[0].strip()]
+
+
+def test_gdas_trains_alphas_of_operations_it_does_not_compute():
+    state = tiny_search("--method gdas")
+    x, y = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
+    weights, active = state.operations()
+    assert all(len(ops) == 1 for edges in active.values() for ops in edges)
+    bilevel.architecture_backward(state.network, state.optimizer, weights, active, x, y)
+    for kind, alpha in state.architecture.items():
+        assert (alpha.grad != 0).all(), kind
+    fast_grads = [alpha.grad.clone() for alpha in state.architecture.values()]
+    state.architecture.zero_grad()
+    state.method.noise.manual_seed(0)  # the same draw once more
+    fast.switch_off(state.network)
+    bilevel.architecture_backward(state.network, state.optimizer, *state.operations(), x, y)
+    for ours, alpha in zip(fast_grads, state.architecture.values(), strict=True):
+        torch.testing.assert_close(ours, alpha.grad)
+
+
 def test_two_runs_with_the_same_seed_are_the_same(pictures, tmp_path):
     folders = [run_search(pictures, tmp_path / name, "--gumbel --rdss_prob 0.3 --dss_freq 1") for name in "ab"]
     for name in ("genotype.txt", "history.jsonl"):
@@ -187,13 +247,13 @@ def test_before_epoch_begin_every_step_has_a_random_subspace():
     state = tiny_search("--begin 1")
     seen = set()
     for _ in range(4):
-        state.move_subspace()
-        seen.add(state.space.active["normal"].tobytes())
+        state.method.before_step(state.epoch, state.step)
+        seen.add(state.method.subspace.active["normal"].tobytes())
         state.step += 1
-    assert len(seen) == 4 and state.space.total == 1
+    assert len(seen) == 4 and state.method.subspace.total == 1
     state.next_epoch()
-    state.move_subspace()
-    assert state.space.total == 2
+    state.method.before_step(state.epoch, state.step)
+    assert state.method.subspace.total == 2
 
 
 def test_space_schedules_take_effect_at_their_epochs(tmp_path):
@@ -203,7 +263,7 @@ def test_space_schedules_take_effect_at_their_epochs(tmp_path):
         found = []
         for state.epoch in (0, 9, 10):
             state.start_epoch()
-            available = state.space.available["normal"]
+            available = state.method.subspace.available["normal"]
             found.append(int(available.any(0).sum() if config == "expand" else available.sum()))
         state.run.close()
         assert found == expected
@@ -219,16 +279,16 @@ def test_learning_rates():
     state = tiny_search("--gumbel --tau_min 1 --tau_max 3 --epochs 3")
     taus = []
     for state.epoch in range(3):
-        taus.append(state.tau)
+        taus.append(state.method.tau(state.epoch))
     assert taus == [3, 2, 1]
 
 
 def test_the_architecture_step_leaves_the_weights_alone():
     state = tiny_search()
-    state.move_subspace()
-    active = state.space.active_ops()
+    state.method.before_step(state.epoch, state.step)
+    active = state.method.subspace.active_ops()
     x, y = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
-    bilevel.architecture_backward(state.network, state.optimizer, state.weights(active), active, x, y)
+    bilevel.architecture_backward(state.network, state.optimizer, state.operations()[0], active, x, y)
     assert all(p.grad is None and p.requires_grad for p in state.network.parameters())
     assert all(p.grad.abs().sum() > 0 for p in state.architecture.parameters())
     norms = [p.grad.norm() for p in state.architecture.parameters()]
@@ -261,6 +321,12 @@ def test_the_gradients_of_alpha_and_of_beta_are_clipped_each():
         ("--amp", "CUDA"),
         ("--device cuda:7", "cuda:7"),
         ("--image_size 18", "multiple of 4"),
+        ("--method darts --dss_freq 5", "--dss_freq is for --method ddsas, not darts"),
+        ("--method gdas --unrolled", "--unrolled is for --method darts or ddsas"),
+        ("--space_config nasbench201 --checkpoint_cells", "--checkpoint_cells"),
+        ("--space_config nasbench201 --dss_max_ops 5", "at least 6"),
+        ("--space_config nasbench201 --table nowhere.csv", "nowhere.csv"),
+        ("--table t.csv", "--table is for --space_config nasbench201"),
     ],
 )
 def test_wrong_arguments_are_named(pictures, tmp_path, flags, message):

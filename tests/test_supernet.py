@@ -71,7 +71,7 @@ def test_none_contributes_nothing_even_alone():
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 def test_every_space_has_a_supernet(stem):
     size = 8 if stem == "cifar" else 32
-    for space in SPACES.values():
+    for space in (space for space in SPACES.values() if space.cells == "darts"):
         network = Network(4, 7, 3, space.primitives, stem)
         weights = {kind: torch.rand(14, 8) for kind in CELL_TYPES}
         assert network(torch.rand(2, 3, size, size), weights, None).shape == (2, 7)

@@ -17,6 +17,7 @@ import conftest  # noqa: F401  (puts the project's root on the path)
 import torch
 
 import data
+import methods
 import search
 import utils
 
@@ -56,7 +57,7 @@ def twenty_steps(batch_size: int) -> dict:
     )
     record, global_batch = {"train": [], "arch": [], "active": []}, batch_size * world_size
 
-    class Recorded(search.SubspaceSearch):
+    class Recorded(search.Search):
         def end_step(self, loss, logits, y, norm, arch_norm=None) -> None:
             self.averages["train"].add(loss, logits, y)
             self.step += 1
@@ -64,17 +65,21 @@ def twenty_steps(batch_size: int) -> dict:
                 total, *_, images = utils.reduce_sum(average.sums.clone()).tolist()
                 assert images == global_batch * self.step
                 record[name].append((total - sum(record[name]) * global_batch) / global_batch)
-            record["active"].append({kind: search.bits(active) for kind, active in self.space.active.items()})
+            record["active"].append(
+                {kind: methods.bits(active) for kind, active in self.method.subspace.active.items()}
+            )
 
-    state = Recorded(args, info, Doubles(valid), torch.device("cpu"))
+    state = Recorded(args, info, Doubles(valid), search.Judge(args), torch.device("cpu"))
     state.network.double().eval()
     state.architecture.double()
     state.start_epoch()
     state.train_one_epoch(Doubles(train))
     utils.assert_same(
-        dict(state.architecture.named_parameters()) | dict(state.network.named_parameters()) | state.space.active
+        dict(state.architecture.named_parameters())
+        | dict(state.network.named_parameters())
+        | state.method.subspace.active
     )
-    return record | {"genotype": str(state.space.genotype())}
+    return record | {"genotype": str(state.method.genotype())}
 
 
 if __name__ == "__main__":
