@@ -627,7 +627,8 @@ def _await_end(parent: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Loaders
 
-SPLIT, ORDER, EPOCH, RANDOM = range(4)  # what random numbers are for
+SPLIT, ORDER, EPOCH, RANDOM, ROUND = range(5)  # what random numbers are for
+SMALLEST = 2  # images of a process in the last batch of an epoch: batch normalisation needs two
 
 
 def _generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
@@ -637,27 +638,12 @@ def _generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, *position)))
 
 
-class Batches:
-    """An iterator over batches that knows how many it has, for progress bars."""
-
-    def __init__(self, batches: Iterator[Batch], count: int):
-        self.batches, self.count = batches, count
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.batches
-
-    def __next__(self) -> Batch:
-        return next(self.batches)
-
-    def __len__(self) -> int:
-        return self.count
-
-
 class Loader:
     """Batches of one set of images for one process. len(loader) is the number of steps of an epoch.
 
     `batch_size` is per process; a step of all processes takes batch_size * world_size images, of which this process has
-    the slice of its rank. Training drops the last, incomplete batch. Raises UserError for a batch larger than the set.
+    the slice of its rank. The last batch of an epoch is what is left, shared evenly: up to world_size - 1 images are left
+    out, and all of them where a process would get less than two. Raises UserError for a batch larger than the set.
     """
 
     def __init__(
@@ -684,34 +670,52 @@ class Loader:
             )
 
     def __len__(self) -> int:
-        return self.num_images // self.global_batch if self.training else self._steps_in_order
+        if not self.training:
+            return self._steps_in_order
+        last = self.num_images % self.global_batch // self.world_size
+        return self.num_images // self.global_batch + (last >= SMALLEST)
 
-    def epoch(self, epoch: int, start: int = 0) -> Batches:
-        """The batches of an epoch from step `start` on: every image at most once, in a new order, augmented."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on: every image once, in a new order, augmented."""
         order = _generator(self.seed, ORDER, self.stream, epoch).permutation(self.num_images)
-        count = self.num_images // self.global_batch
-        orders = order[: count * self.global_batch].reshape(count, self.global_batch)
-        steps = (self._step(EPOCH, epoch, step, orders[step]) for step in range(start, count))
-        return Batches(self.images.batches(steps), max(0, count - start))
+        steps = (self._step(EPOCH, epoch, step, self._global(order, step)) for step in range(start, len(self)))
+        return self.images.batches(steps)
 
     def random(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Endless: at each step a fresh random batch, without replacement inside the batch, augmented."""
         return self.images.batches(self._step(RANDOM, epoch, step) for step in itertools.count(start))
 
-    def in_order(self) -> Batches:
+    def again_and_again(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Endless: the images without replacement in a new order, and in another order when they are used up."""
+        return self.images.batches(self._rounds(epoch, start))
+
+    def _rounds(self, epoch: int, start: int) -> Iterator[Step]:
+        for step in itertools.count(start):
+            round_, place = divmod(step, len(self))
+            if place == 0 or step == start:
+                order = _generator(self.seed, ROUND, self.stream, epoch, round_).permutation(self.num_images)
+            yield self._step(RANDOM, epoch, step, self._global(order, place))
+
+    def in_order(self) -> Iterator[Batch]:
         """Every image once over all processes, not augmented; each reads its share, the last batch may be short."""
         mine = np.arange(self.rank, self.num_images, self.world_size)
         steps = (Step(mine[i : i + self.batch_size], None) for i in range(0, len(mine), self.batch_size))
-        return Batches(self.images.batches(steps), self._steps_in_order)
+        return self.images.batches(steps)
 
     @property
     def _steps_in_order(self) -> int:
         return -(-len(range(self.rank, self.num_images, self.world_size)) // self.batch_size)
 
+    def _global(self, order: np.ndarray, step: int) -> np.ndarray:
+        """The images of all processes in a step: the last step takes what is left, as far as it can be shared."""
+        images = order[step * self.global_batch : (step + 1) * self.global_batch]
+        return images[: len(images) // self.world_size * self.world_size]
+
     def _step(self, purpose: int, epoch: int, step: int, indices: np.ndarray | None = None) -> Step:
-        """This process's slice of a global batch, drawn whole by every process."""
+        """This process's share of a global batch, drawn whole by every process."""
         rng = _generator(self.seed, purpose, self.stream, epoch, step)
         if indices is None:
             indices = rng.choice(self.num_images, self.global_batch, replace=False)
-        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        return Step(indices[mine], rng.random((self.global_batch, 5))[mine])
+        share = len(indices) // self.world_size
+        mine = slice(self.rank * share, (self.rank + 1) * share)
+        return Step(indices[mine], rng.random((len(indices), 5))[mine])

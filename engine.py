@@ -103,7 +103,7 @@ class Training:
                 self.train_one_epoch(train)
                 line = self.finish_epoch()
                 run.history(line)
-                run.timing(self.timing(line, time.time() - started, len(train) - first))
+                run.timing(self.timing(line, time.time() - started, 1 - first / len(train), train.num_images))
                 write_tensorboard(run, line, self.args if self.epoch + 1 == epochs else None)
                 self.next_epoch()
                 saved = self.state_dict()
@@ -115,12 +115,11 @@ class Training:
                 bar.set_postfix_str(", ".join(shown), refresh=False)
                 bar.update()
 
-    def timing(self, line: dict, seconds: float, steps: int) -> dict:
-        """The line of timing.jsonl: all that differs between two identical runs."""
-        images = steps * self.args.batch_size * utils.world_size()
+    def timing(self, line: dict, seconds: float, part: float, images: int) -> dict:
+        """The line of timing.jsonl, of this part of an epoch: all that differs between two identical runs."""
         return {key: line[key] for key in ("stage", "epoch") if key in line} | {
             "seconds": round(seconds, 2),
-            "images_per_second": round(images / seconds, 1),
+            "images_per_second": round(part * images / seconds, 1),
             "peak_memory_mb": round(utils.peak_memory_mb(self.device)),
         }
 

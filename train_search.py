@@ -80,7 +80,7 @@ class ProgressiveSearch(BilevelSearch):
 
     def train_one_epoch(self, train: data.Loader) -> None:
         """For each batch train alpha, except in the first epochs of a stage, then the weights."""
-        valid_batches = self.valid.random(self.epoch, self.step)
+        valid_batches = self.valid.again_and_again(self.epoch, self.step)
         for x, y in self.steps(train):
             arch_norm = None
             if self.trains_architecture:
