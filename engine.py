@@ -7,6 +7,7 @@ search.py, train_search.py and retrain.py each have a class of their own over `T
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -136,7 +137,11 @@ class Training:
         self.watch = Watch(self.device, self.epoch)
         batches = train.epoch(self.epoch, self.step)
         self.steps_bar = self.bar(batches, f"epoch {self.epoch}", len(train), self.step)
-        yield from self.steps_bar
+        for batch in self.steps_bar:
+            if not utils.is_main():  # dropout and drop path of its own; what must agree has generators of its own
+                place = int(os.environ["RANK"]), self.epoch, self.step
+                torch.manual_seed(int(np.random.SeedSequence(self.args.seed, spawn_key=place).generate_state(1)[0]))
+            yield batch
 
     def end_step(self, loss: Tensor, logits: Tensor, y: Tensor, norm: Tensor, arch_norm: Tensor | None = None) -> None:
         """Count the step, report it, leave if a signal came, write a checkpoint if one is due."""
@@ -233,9 +238,9 @@ def linear_rate(epoch: int, epochs: int, first: float, last: float = 0.0) -> flo
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, epoch: int, args: argparse.Namespace) -> None:
-    """lr, or with large batches (more than 256) lr * (epoch + 1) / warmup_epochs in the first epochs."""
+    """lr, or in the first epochs with large batches (more than 256) the undecayed rate * (epoch + 1) / warmup_epochs."""
     if epoch < args.warmup_epochs and args.batch_size * utils.world_size() > 256:
-        lr *= (epoch + 1) / args.warmup_epochs
+        lr = args.learning_rate * (epoch + 1) / args.warmup_epochs
     for group in optimizer.param_groups:
         group["lr"] = float(lr)
 

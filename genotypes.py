@@ -46,6 +46,12 @@ class Space(NamedTuple):
     expand: dict[int, int] = {}
     cells: str = "darts"  # how a cell is built: see methods.CELLS
 
+    def describe(self) -> str:
+        """What is available when, in words; nothing for a space that stays as it is."""
+        changes = [f"{num} operations per cell type fewer from epoch {epoch}" for epoch, num in self.shrink.items()]
+        changes += [f"{', '.join(self.primitives[:num])} from epoch {epoch}" for epoch, num in self.expand.items()]
+        return "; ".join(changes)
+
 
 space_config_static = Space(PRIMITIVES)
 

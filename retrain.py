@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import data
 import engine
+import genotypes
 import model
 import utils
 from engine import Training
@@ -30,7 +31,6 @@ from genotypes import Genotype
 from runs import create_run, resume_run
 from utils import UserError, number
 
-SIZES = {"imagenet": (46, 14)}  # init_channels and cells where they are not given; 36 and 20 for all other datasets
 SCHEDULES = {"cosine": engine.cosine_rate, "linear": engine.linear_rate}
 
 
@@ -39,8 +39,6 @@ def main(args: argparse.Namespace) -> Path:
     device = utils.device_of(args)
     utils.start_distributed(device)
     resumed = resume_run(args, "retrain.py")
-    channels, cells = SIZES.get(args.dataset, (36, 20))
-    args.init_channels, args.layers = args.init_channels or channels, args.layers or cells
     own = resumed and resumed.folder / "genotype.txt"  # what --arch was when the run began: files and names change
     genotype = engine.load_genotype(str(own if own and own.exists() else args.arch))
     engine.check_common(args, device)
@@ -87,7 +85,7 @@ class Retraining(Training):
                 )
             self.init_channels = model.mobile_channels(genotype, args.layers, info.num_classes)
         size = self.init_channels, info.num_classes, args.layers
-        network = model.network_for(large, *size, args.auxiliary, genotype, args.auxiliary_second_bn)
+        network = model.network_for(large, *size, args.auxiliary, genotype, second_bn(args, genotype))
         self.network = engine.placed(network, args, device)
         self.parallel: nn.Module = self.network
         if utils.world_size() > 1:
@@ -163,6 +161,17 @@ class Retraining(Training):
         self.best_acc_top1 = state["best_acc_top1"]
 
 
+def second_bn(args: argparse.Namespace, genotype: Genotype) -> bool:
+    """Whether the auxiliary head for large images has a second BatchNorm: P-DARTS' released ones have, DDSAS' have not.
+
+    --auxiliary_second_bn says it, otherwise the genotype if it is one of theirs, otherwise the script.
+    """
+    if args.auxiliary_second_bn is not None:
+        return args.auxiliary_second_bn
+    of_ddsas = genotypes.DDSAS_cifar10, genotypes.DDSAS_cifar100, genotypes.DDSAS_imagenet
+    return genotype == genotypes.PDARTS or args.pdarts and genotype not in of_ddsas
+
+
 def gradient_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
     """Backpropagate (DistributedDataParallel averages the gradients), clip, step; returns the norm before clipping."""
     optimizer.zero_grad()
@@ -180,13 +189,18 @@ def get_parser() -> argparse.ArgumentParser:
                        help="the most channels with less than 600 M multiply-adds at 224x224 (ImageNet)")  # fmt: skip
     group.add_argument("--auxiliary", action="store_true", help="auxiliary head behind cell 2*layers//3")
     group.add_argument("--auxiliary_weight", type=number(float, 0), default=0.4, help="of its loss")
-    group.add_argument("--auxiliary_second_bn", action="store_true", help="ImageNet head as P-DARTS has it")
+    group.add_argument("--auxiliary_second_bn", action=argparse.BooleanOptionalAction,
+                       help="ImageNet head as P-DARTS has it; not given: as the genotype's authors have it")  # fmt: skip
     group.add_argument("--drop_path_prob", type=number(float, 0, below=1), default=0.2, help="at the last epoch")
     group.add_argument("--label_smooth", type=number(float, 0, below=1), default=0.0)
     group.add_argument("--lr_scheduler", default="cosine", choices=["cosine", "linear"])
     group.add_argument("--learning_rate_min", type=number(float, 0), default=0.0, help="of the cosine schedule")
     engine.add_common_arguments(parser)
-    parser.set_defaults(init_channels=None, layers=None, batch_size=96, epochs=600)  # None: see SIZES
+    parser.set_defaults(init_channels=36, layers=20, batch_size=96, epochs=600, pdarts=False)
+    parser.set_defaults_for(
+        "dataset", "imagenet", init_channels=46, layers=14, batch_size=1024, epochs=250, learning_rate=0.5,
+        weight_decay=3e-5, lr_scheduler="linear", warmup_epochs=5, label_smooth=0.1, drop_path_prob=0.0,
+    )  # fmt: skip
     return parser
 
 

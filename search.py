@@ -50,6 +50,8 @@ def main(args: argparse.Namespace) -> Path:
         f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
         f" {args.space_config} space, {search.method.summary()}; {device}"
     )
+    if schedule := genotypes.SPACES[args.space_config].describe():
+        run.log(f"the space: {schedule}; all other settings are those of --dataset {args.dataset}")
     judge.announce(run)
     search.fit(args.epochs, train, run)
     return finish(args, search.method.genotype(), run)
@@ -249,6 +251,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--tau_max", type=number(float, 1e-3), default=10.0)
     add_search_arguments(parser)
     engine.add_common_arguments(parser)
+    parser.set_defaults_for(
+        "dataset", "imagenet", space_config="imagenet", batch_size=512, epochs=60, learning_rate=0.5,
+        learning_rate_min=0.0, warmup_epochs=5, arch_learning_rate=6e-3, arch_grad_clip=5.0, seed=2,
+    )  # fmt: skip
     parser.set_defaults_for("space_config", "nasbench201", layers=5, dss_max_ops=10, weight_decay=5e-4)
     return parser
 

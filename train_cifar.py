@@ -28,7 +28,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.description = __doc__
     engine.add_pdarts_data_arguments(parser)
     parser.set_defaults(arch="PDARTS", save="logs/", note="try", init_channels=36, layers=20)
-    parser.set_defaults(batch_size=128, drop_path_prob=0.3)
+    parser.set_defaults(batch_size=128, drop_path_prob=0.3, pdarts=True)
     return parser
 
 

@@ -33,8 +33,9 @@ def get_parser() -> argparse.ArgumentParser:
         weight_decay=3e-5,
         label_smooth=0.1,
         drop_path_prob=0.0,
-        auxiliary_second_bn=True,  # as in the released checkpoints
+        pdarts=True,
     )
+    parser.set_defaults_for("dataset", "imagenet")  # these, and not those of retrain.py
     parser.add_argument("--tmp_data_dir", dest="data", default=argparse.SUPPRESS, metavar="DIR",
                         type=lambda folder: f"{folder}/imagenet", help="--data is DIR/imagenet")  # fmt: skip
     return parser

@@ -154,7 +154,7 @@ def test_learning_rates_of_the_250_epochs():
         rates.append(training.optimizer.param_groups[0]["lr"])
         assert training.network.drop_path_prob == 0
     for e in range(5):  # warm-up: batches of 1024
-        assert rates[e] == pytest.approx(0.5 * (245 - e) / 245 * (e + 1) / 5)
+        assert rates[e] == pytest.approx(0.5 * (e + 1) / 5)  # of the undecayed rate
     for e in range(5, 245):
         assert rates[e] == pytest.approx(0.5 * (245 - e) / 245)
     assert rates[244:] == pytest.approx([0.5 * left / (245 * 5) for left in (5, 5, 4, 3, 2, 1)])

@@ -16,6 +16,7 @@ from PIL import Image
 
 import engine
 import genotypes
+import retrain
 import train_cifar
 import train_imagenet
 import train_search
@@ -290,8 +291,25 @@ def test_published_commands_and_defaults(monkeypatch, tmp_path):
     args = utils.parse(train_imagenet.get_parser(), "--tmp_data_dir DIR --save LOG --auxiliary --note NOTE".split())
     expected = dict(data="DIR/imagenet", dataset="imagenet", arch="PDARTS", batch_size=256, learning_rate=0.1)
     expected |= dict(weight_decay=3e-5, epochs=250, init_channels=48, layers=14, label_smooth=0.1, drop_path_prob=0)
-    assert (expected | dict(lr_scheduler="linear", seed=0, auxiliary_second_bn=True)).items() <= vars(args).items()
+    assert (expected | dict(lr_scheduler="linear", seed=0, auxiliary_second_bn=None)).items() <= vars(args).items()
     assert utils.parse(train_imagenet.get_parser(), []).data == ".data/imagenet"
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "expected"),
+    [
+        (train_imagenet, "", True),
+        (train_imagenet, "--arch DARTS_V2", True),
+        (train_imagenet, "--arch DDSAS_imagenet", False),
+        (train_imagenet, "--arch DDSAS_imagenet --auxiliary_second_bn", True),
+        (train_imagenet, "--no-auxiliary_second_bn", False),
+        (retrain, "--dataset imagenet --arch PDARTS", True),
+        (retrain, "--dataset imagenet --arch DARTS_V2", False),
+    ],
+)
+def test_the_auxiliary_head_is_that_of_the_genotypes_authors(script, flags, expected):
+    args = utils.parse(script.get_parser(), flags.split())
+    assert retrain.second_bn(args, genotypes.load(args.arch)) == expected
 
 
 def test_retraining_what_was_found(images, whole, tmp_path):
