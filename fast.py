@@ -308,7 +308,7 @@ def conv_of_parts(xs: list[Tensor], conv: nn.Conv2d) -> Tensor:
 def sum_of_convs(xs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """The sum of 1x1 convolutions with ``weights`` (C', C, 1, 1) of ``xs`` (N, C, H, W), plus bias (C')."""
     y = F.conv2d(xs[0], weights[0], bias)
-    accumulated = y.is_cpu and not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_exporting())
+    accumulated = y.is_cpu and not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling())
     for x, weight in zip(xs[1:], weights[1:], strict=True):
         if accumulated:
             torch.addmm(rows(y), rows(x), weight.flatten(1).t(), out=rows(y))
