@@ -32,6 +32,7 @@ import data
 import engine
 import genotypes
 import model
+import runs
 import utils
 from engine import load_genotype
 from utils import UserError, number
@@ -140,7 +141,7 @@ def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
         if not files:
             raise UserError(f"{path} holds no checkpoint (best.pt or checkpoint.pt)")
         path = files[0]
-    checkpoint = utils.read_weights(path)  # not the one before, if it is damaged: that has other weights
+    checkpoint = runs.read_weights(path)  # not the one before, if it is damaged: that has other weights
     if "architecture" in checkpoint and "space" in checkpoint:
         raise UserError(f"{path} is of a search, there is no trained network in it: python retrain.py --arch RUN first")
     weights = checkpoint.get("state_dict", checkpoint)
@@ -295,7 +296,7 @@ def export(kind: str, file: str, network: model.Network, image_size: int, quiet:
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:  # nor NaN
         raise UserError(f"--export {kind} {file}: not written, its logits are not the network's ({difference:.1e} off)")
-    utils.write_whole(path, content)
+    runs.write_whole(path, content)
     if not quiet:
         shape, classes = f"(batch, 3, {image_size}, {image_size})", expected.shape[1]
         print(

@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from utils import UserError, cli, progress, write_whole
+from runs import write_whole
+from utils import UserError, cli, progress
 
 PARTS = ("train", "val")
 MANIFEST = "split.json"  # written last: it marks a finished split

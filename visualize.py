@@ -12,53 +12,39 @@ retraining are understood; of a retraining there are curves only.
 from __future__ import annotations
 
 import argparse
-import base64
 import html
 import io
 import json
 import math
 import os
-import re
-import shlex
 import sys
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, namedtuple
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import graphviz
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.textpath import TextPath
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 import genotypes
 import model
+import runs
 import utils
-from genotypes import Genotype
+from genotypes import CELL_TYPES, EDGE_LIST, NODES, Genotype
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One look for all figures. Colours of Okabe and Ito, told apart by colour-blind readers; a kind of operation has its
-# colour and its line, a 5x5 kernel a thicker line than a 3x3 one, so that figures survive printing in grey.
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- one look for all figures --------------------------------------------------------------------------------------
+# The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Each kind of operation has a colour
+# and a line of its own, and 5x5 kernels have thicker lines than 3x3 ones, so figures survive printing in grey.
 
-
-class Look(NamedTuple):
-    """How an operation is drawn: label, kind (legend), colour, line in Graphviz and in matplotlib, width in points."""
-
-    label: str
-    kind: str
-    color: str
-    style: str = "solid"
-    dashes: str | tuple = "-"
-    width: float = 1.3
-
-
+Look = namedtuple("Look", "label kind color style dashes width")  # line in Graphviz (style) and matplotlib; points
 LOOK = {
     "none": Look("none", "none", "#999999", "dotted", (0, (1, 2)), 1.0),
     "skip_connect": Look("skip", "skip connection", "#009e73", "solid", (0, (6, 1, 1, 1)), 1.3),
@@ -68,60 +54,37 @@ LOOK = {
     "dil_conv_5x5": Look("dil 5×5", "dilated conv", "#cc79a7", "dashed", (0, (4, 1.5)), 2.3),
     "max_pool_3x3": Look("max 3×3", "max pool", "#d55e00", "dotted", (0, (1, 1)), 1.5),
     "avg_pool_3x3": Look("avg 3×3", "average pool", "#e69f00", "dotted", (0, (3, 1, 1, 1)), 1.5),
+    "nor_conv_1x1": Look("conv 1×1", "convolution", "#56b4e9", "solid", (0, (8, 1)), 1.0),  # NAS-Bench-201
+    "nor_conv_3x3": Look("conv 3×3", "convolution", "#56b4e9", "solid", (0, (8, 1)), 1.7),
 }
-INK, MUTED, LINE, SOFT, PAPER = "#1f2933", "#5f6b7a", "#d5dae1", "#f1f4f8", "#ffffff"
-SERIES = {  # curves: colour and line
-    "train": ("#56b4e9", "--"),
-    "validation": ("#0072b2", "-"),
-    "test": ("#d55e00", "-"),
-    "normal": ("#0072b2", "-"),
-    "reduce": ("#d55e00", "--"),
-    "both": (INK, "-"),
-}
-THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", SOFT: "var(--soft)", PAPER: "none"}
+INK, MUTED, LINE, SOFT, PAPER, BLUE = "#1f2933", "#5f6b7a", "#d5dae1", "#f1f4f8", "#ffffff", "#0072b2"
+CURVES = {"train": ("#56b4e9", "--"), "validation": (BLUE, "-"), "test": ("#d55e00", "-")}  # colour and line
+CURVES |= {"normal cell": (BLUE, "-"), "reduction cell": ("#d55e00", "--"), "": (INK, "-")}
 FONTS = ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"]
-RC = {
-    "font.family": "sans-serif",
-    "font.sans-serif": FONTS,
-    "font.size": 8.5,
-    "mathtext.default": "regular",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "figure",  # the same figure is the same file
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 9,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "figure.facecolor": PAPER,
-    "lines.linewidth": 1.5,
-}
-WIDTH = 7.2  # inches of a page column
-CELLS = ("normal", "reduce")
-CELL_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
-NO_DOT = (
-    "dot is not installed, so no cell can be drawn: install Graphviz (apt install graphviz, brew install graphviz,"
-    " conda install graphviz, or graphviz.org/download)"
+RC = (
+    {"font.family": "sans-serif", "font.sans-serif": FONTS, "font.size": 8.5, "mathtext.default": "regular"}
+    | {"axes.titlesize": 9, "axes.linewidth": 0.7, "grid.linewidth": 0.6, "lines.linewidth": 1.5}
+    | dict.fromkeys(["text.color", "axes.labelcolor", "axes.titlecolor"], INK)
+    | dict.fromkeys(["axes.edgecolor", "xtick.color", "ytick.color"], MUTED)
+    | {"grid.color": LINE, "axes.facecolor": "none", "figure.facecolor": PAPER, "legend.frameon": False}
+    | {"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False}
+    | {"svg.fonttype": "none", "svg.hashsalt": "figure"}  # text stays text; the same figure is the same file
 )
+WIDTH = 7.2  # inches of a page column
+CELL_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
+SOURCES = ("$c_{k{-}2}$", "$c_{k{-}1}$", "0", "1", "2", "3")  # the two inputs of a cell, then its nodes
+EDGE_NAMES = [f"{SOURCES[source]} → {node}" for node, source in EDGE_LIST]
+NO_DOT = "no cell can be drawn, dot is not installed: apt install graphviz, brew install graphviz, or graphviz.org"
 
 
-def edge_list(nodes: int = genotypes.NODES) -> list[tuple[int, int]]:
-    """(node, source) of the 14 edges of a cell, in the order of every table: node by node, source by source."""
-    return [(node, source) for node in range(nodes) for source in range(2 + node)]
+def look(op: str) -> Look:
+    """The look of an operation; one that LOOK does not list is drawn dark and dash-dotted under its own name."""
+    return LOOK.get(op) or Look(op, op, INK, "dashed", (0, (5, 1, 1, 1, 1, 1)), 1.3)
 
 
-def source_name(source: int) -> str:
-    """The name of a source of an edge, for matplotlib: the two inputs, then the intermediate nodes 0..3."""
-    return ("$c_{k{-}2}$", "$c_{k{-}1}$")[source] if source < 2 else str(source - 2)
+def line_style(op: str, scale: float = 0.8) -> dict:
+    """The arguments of matplotlib for a line that stands for an operation."""
+    return {"color": look(op).color, "linestyle": look(op).dashes, "linewidth": scale * look(op).width}
 
 
 def tint(color: str, strength: float = 0.16) -> str:
@@ -129,35 +92,28 @@ def tint(color: str, strength: float = 0.16) -> str:
     return "#" + "".join(f"{round(255 * (1 - strength + strength * channel)):02x}" for channel in to_rgb(color))
 
 
-def chosen(genotype: Genotype, cell: str) -> dict[tuple[int, int], str]:
-    """{(node, source): operation} of the edges that a genotype keeps in a cell."""
-    return {(index // 2, source): op for index, (op, source) in enumerate(getattr(genotype, cell))}
+def kept(genotype: Genotype, cell: str) -> list[tuple[tuple[int, int], str]]:
+    """((node, source), operation) of the edges that a genotype keeps in a cell."""
+    return [((index // 2, source), op) for index, (op, source) in enumerate(getattr(genotype, cell))]
+
+
+def one_hot(genotype: Genotype) -> Counter:
+    """The ones in the one-hot code of a genotype (DDSAS, figure 1a): one for each (cell, edge, operation) it keeps."""
+    return Counter((cell, edge, op) for cell in CELL_TYPES for edge, op in kept(genotype, cell))
 
 
 def distance(first: Genotype, second: Genotype) -> float:
-    """Cosine distance of the one-hot codes of two genotypes (DDSAS, figure 1a): 0 for equal, 1 for nothing in common.
-
-    A code has a one for each (cell, node, source, operation) that the genotype holds, 16 in all.
-    """
-    codes = [
-        Counter((cell, i // 2, source, op) for cell in CELLS for i, (op, source) in enumerate(getattr(genotype, cell)))
-        for genotype in (first, second)
-    ]
-    dot = sum(count * codes[1][key] for key, count in codes[0].items())
-    return 1 - dot / math.sqrt(math.prod(sum(n * n for n in code.values()) for code in codes))
+    """Cosine distance of the one-hot codes (DDSAS, figure 1a): 0 for equal genotypes, 1 for nothing in common."""
+    one, other = one_hot(first), one_hot(second)
+    return 1 - sum(one[key] * other[key] for key in one) / math.hypot(*one.values()) / math.hypot(*other.values())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Cells
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- cells ---------------------------------------------------------------------------------------------------------
 
 
 def cell_graph(genotype: Genotype, title: str = "", steady: bool = False) -> graphviz.Digraph:
-    """Both cells of a genotype as a graph, operations as boxes on their edges, with a legend.
-
-    ``steady`` keeps a place for each of the 14 edges, so that the pictures of a search differ in what changed alone.
-    """
-    font = {"fontname": ",".join(FONTS[:2] + ["sans-serif"]), "fontcolor": INK}
+    """Both cells of a genotype, operations as boxes on their edges; ``steady`` keeps a place for all other edges."""
+    font = {"fontname": ",".join([*FONTS[:2], "sans-serif"]), "fontcolor": INK}
     graph = graphviz.Digraph(
         graph_attr={"rankdir": "LR", "newrank": "true", "nodesep": "0.11", "ranksep": "0.21", "pad": "0.1"}
         | {"bgcolor": PAPER, "label": f"<{_legend(genotype, title, steady)}>", "labelloc": "t", **font},
@@ -165,7 +121,7 @@ def cell_graph(genotype: Genotype, title: str = "", steady: bool = False) -> gra
         | {"height": "0.3", "width": "0.3", "margin": "0.08,0.03", **font},
         edge_attr={"arrowsize": "0.6", "penwidth": "1.4", **font},
     )
-    for cell in reversed(CELLS):  # from left to right, dot puts the first cluster at the bottom
+    for cell in reversed(CELL_TYPES):  # from left to right, dot puts the first cluster at the bottom
         with graph.subgraph(name=f"cluster_{cell}") as part:
             part.attr(label=CELL_TITLES[cell], labeljust="l", color=LINE, style="rounded", fontsize="12", margin="10")
             _draw_cell(part, genotype, cell, steady)
@@ -175,41 +131,38 @@ def cell_graph(genotype: Genotype, title: str = "", steady: bool = False) -> gra
 
 
 def _draw_cell(part: graphviz.Digraph, genotype: Genotype, cell: str, steady: bool) -> None:
-    """Inputs, nodes, output and the operations between them."""
-    points = [f"{cell}_in0", f"{cell}_in1", *(f"{cell}_{node}" for node in range(genotypes.NODES))]
-    for index, label in ((1, "k-1"), (0, "k-2")):
-        part.node(points[index], label=f'<c<sub><font point-size="9">{label}</font></sub>>')
-    for node in range(genotypes.NODES):
-        part.node(points[2 + node], label=str(node), shape="circle", margin="0")
-    part.node(f"{cell}_out", label='<c<sub><font point-size="9">k</font></sub>>')
-
-    edges = [(index // 2, source, op) for index, (op, source) in enumerate(getattr(genotype, cell))]
+    points = [f"{cell}_in0", f"{cell}_in1", *(f"{cell}_{node}" for node in range(NODES))]
+    output = '<c<sub><font point-size="9">{}</font></sub>>'  # of a cell, by its place in the network
+    part.node(points[1], output.format("k-1"))
+    part.node(points[0], output.format("k-2"))
+    for node in range(NODES):
+        part.node(points[2 + node], str(node), shape="circle", margin="0")
+    part.node(f"{cell}_out", output.format("k"))
+    edges = kept(genotype, cell)
     if steady:
-        edges += [(*place, None) for place in edge_list() if place not in chosen(genotype, cell)]
-    for index, (node, source, op) in enumerate(sorted(edges, key=lambda edge: edge[:2])):
-        look, name = LOOK[op or "none"], f"{cell}_edge{index}"
+        edges += [(edge, None) for edge in EDGE_LIST if edge not in dict(edges)]
+    for index, ((node, source), op) in enumerate(sorted(edges, key=lambda edge: edge[0])):
+        label, _, color, style, _, width = look(op or "none")
         hidden = {} if op else {"style": "invis"}
-        size = {"width": "0.66", "fixedsize": "true"} if steady else {}
-        box = {"color": look.color, "fillcolor": tint(look.color), "fontcolor": "#111111", "fontsize": "10.5"}
-        box |= {"height": "0.23", "margin": "0.06,0.02", "penwidth": "1.2"}
-        line = {"color": look.color, "style": look.style, "penwidth": str(look.width)}
-        part.node(name, label=look.label if op else "", **(box | size | hidden))
+        size = {"width": "0.66", "fixedsize": "true"} if steady and (op is None or op in LOOK) else {}
+        size |= {"height": "0.23", "margin": "0.06,0.02", "penwidth": "1.2", "fontsize": "10.5"}
+        box, line = f"{cell}_edge{index}", {"color": color, "style": style, "penwidth": str(width)} | hidden
+        part.node(box, label if op else "", color=color, fillcolor=tint(color), fontcolor="#111111", **size, **hidden)
         room = "2" if source < 2 else "1"  # an edge that leaves an input must not cross the other input
-        part.edge(points[source], f"{name}:w", arrowhead="none", minlen=room, **(line | hidden))
-        part.edge(f"{name}:e", points[2 + node], **(line | hidden))
+        part.edge(points[source], f"{box}:w", arrowhead="none", minlen=room, **line)
+        part.edge(f"{box}:e", points[2 + node], **line)
     for node in getattr(genotype, f"{cell}_concat"):
         part.edge(points[node], f"{cell}_out", color=MUTED, penwidth="0.8", arrowsize="0.5")
 
 
 def _legend(genotype: Genotype, title: str, everything: bool) -> str:
-    """An HTML-like label of Graphviz: the title, and below it the kinds of operations that occur."""
-    ops = {op for cell in CELLS for op, _ in getattr(genotype, cell)}
-    kinds = {look.kind: look for op, look in LOOK.items() if op in ops or everything and op != "none"}
+    """An HTML-like label of Graphviz: the title, and below it the kinds of operations that occur (or may occur)."""
+    ops = {op for _, _, op in one_hot(genotype)} | set(genotypes.PRIMITIVES if everything else ()) - {"none"}
+    kinds = {look(op).kind: look(op) for op in [*LOOK, *sorted(ops - LOOK.keys())] if op in ops}
     keys = "".join(
-        f'<td bgcolor="{tint(look.color)}" color="{look.color}" border="1" style="rounded,{look.style}" width="16">'
-        "</td>"
-        f'<td align="left"><font point-size="10.5">{kind}&nbsp; </font></td>'
-        for kind, look in kinds.items()
+        f'<td bgcolor="{tint(key.color)}" color="{key.color}" border="1" style="rounded,{key.style}" width="16"></td>'
+        f'<td align="left"><font point-size="10.5">{html.escape(kind)}&nbsp; </font></td>'
+        for kind, key in kinds.items()
     )
     heading = f'<font point-size="14"><b>{html.escape(title)}</b></font>'
     heading = f'<tr><td align="left">{heading}</td></tr>' if title else ""
@@ -217,707 +170,336 @@ def _legend(genotype: Genotype, title: str, everything: bool) -> str:
     return f'<table border="0" cellspacing="2">{heading}<tr><td align="left">{row}</td></tr></table>'
 
 
-def draw_cells(
-    genotype: Genotype, path: str | Path, formats: tuple[str, ...] = ("svg", "png"), title: str | None = None
-) -> list[Path]:
-    """Draw both cells of a genotype into ``path`` + .svg, .png; the source for dot is always written as ``path`` + .gv.
-
-    Returns the files written. Without dot a line on stderr says how to install it, and the .gv alone is written.
-    """
-    graph = cell_graph(genotype, title or "")
-    files = {_suffixed(path, kind): _dot(graph, kind) for kind in formats}
-    if None in files.values():
+def draw_cells(genotype: Genotype, path: str | Path, title: str = "") -> list[Path]:
+    """Draw both cells as ``path`` + .svg and .png, with dot's source as .gv; without dot, the .gv alone is written."""
+    graph = cell_graph(genotype, title)
+    contents = {"svg": _dot(graph, "svg"), "png": _dot(graph, "png", dpi="180"), "gv": graph.source}
+    if contents["svg"] is None:
         print(f"visualize: {NO_DOT}", file=sys.stderr)
-    files[_suffixed(path, "gv")] = graph.source
-    written = [file for file, content in files.items() if content is not None]
-    for file in written:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        utils.write_whole(file, files[file])
-    return written
+    return [_write(f"{path}.{suffix}", content) for suffix, content in contents.items() if content is not None]
 
 
 def cell_image(genotype: Genotype, title: str = "") -> np.ndarray | None:
     """Both cells as a picture (height x width x 3, uint8), an edge always at the same place; None without dot."""
-    png = _dot(cell_graph(genotype, title, steady=True), "png", dpi=110)
+    png = _dot(cell_graph(genotype, title, steady=True), "png", dpi="110")
     return None if png is None else np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
-def _dot(graph: graphviz.Digraph, kind: str, dpi: int = 180) -> bytes | None:
-    """The graph laid out and drawn by dot, None where dot is not installed."""
+def _dot(graph: graphviz.Digraph, kind: str, **attributes: str) -> bytes | None:
     graph = graph.copy()
-    if kind == "png":
-        graph.attr(dpi=str(dpi))
+    graph.attr(**attributes)
     try:
         return graph.pipe(kind)
     except graphviz.ExecutableNotFound:
         return None
 
 
-def _suffixed(path: str | Path, kind: str) -> Path:
-    """path.kind, also where the name has dots of its own."""
-    return Path(f"{path}.{kind}")
+def _write(path: str, content: str | bytes) -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    runs.write_whole(Path(path), content)
+    return Path(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Runs
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- runs ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Run:
-    """What a run folder tells. ``kind`` is "ddsas", "pdarts" or "retrain"; ``history`` has a dict for each epoch."""
+class Record:
+    """What a run folder tells: ``info`` is args.json, ``history`` has a dict for each epoch; NaN is unknown."""
 
     folder: Path
-    kind: str
-    command: str
-    args: dict
-    versions: dict
+    info: dict
     history: list[dict]
-    timing: list[dict]
+    quantity: str | None  # what ranks operations: "saliency" (DDSAS), "probability" (P-DARTS), None for a retraining
+    cells: list[str]  # the cell types of a search
     genotype: Genotype | None
-    genotypes: list[Genotype] = field(default_factory=list)  # after each epoch; empty for a retraining
+    genotypes: list[Genotype]  # after each epoch; empty for a retraining
+    minutes: float  # of computing
+    memory_gb: float  # at its peak
 
     @property
-    def name(self) -> str:
-        return self.folder.resolve().name
+    def stages(self) -> np.ndarray:
+        """The lines of the history at which a new stage begins (P-DARTS), without the first."""
+        return np.flatnonzero(np.diff(self.series("stage")) > 0) + 1
 
-    @property
-    def epochs(self) -> np.ndarray:
-        """Where the lines of the history stand on the axis: one place per epoch, through all stages."""
-        return np.arange(1, len(self.history) + 1)
-
-    @property
-    def stages(self) -> list[int]:
-        """The lines at which a new stage begins (P-DARTS), without the first."""
-        stage = [line.get("stage", 0) for line in self.history]
-        return [i for i in range(1, len(stage)) if stage[i] != stage[i - 1]]
-
-    def series(self, key: str, cell: str | None = None) -> np.ndarray:
+    def series(self, key: str) -> np.ndarray:
         """A number of each epoch, NaN where there is none."""
-        values = [line.get(key) if cell is None else (line.get(key) or {}).get(cell) for line in self.history]
-        return np.array([math.nan if value is None else float(value) for value in values])
+        return np.array([line.get(key) for line in self.history], dtype=float)
 
-    def minutes(self) -> float:
-        """Minutes of computing; NaN when the run kept no times."""
-        return sum(line["seconds"] for line in self.timing) / 60 if self.timing else math.nan
-
-    def memory(self) -> float:
-        """Peak memory in MB, NaN when unknown."""
-        return max((line["peak_memory_mb"] for line in self.timing if line.get("peak_memory_mb")), default=math.nan)
+    def last(self, key: str) -> float:
+        """The last finite number of a series, NaN if it has none."""
+        return next((value for value in self.series(key)[::-1] if np.isfinite(value)), math.nan)
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path) -> Record:
     """Read a run folder. UserError when it is none, has no finished epoch, or holds a damaged line."""
     folder = Path(folder)
     if not (folder / "args.json").is_file():
         raise utils.UserError(f"{folder} is not a run folder (it has no args.json); give a folder that a search made")
-    info = _json(folder / "args.json", (folder / "args.json").read_text())
-    history, timing = _lines(folder / "history.jsonl"), _lines(folder / "timing.jsonl")
+    info, history, timing = (_json(folder / name) for name in ("args.json", "history.jsonl", "timing.jsonl"))
     if not history:
         raise utils.UserError(f"{folder} has no finished epoch in history.jsonl yet; look again after the first one")
-    kind = "pdarts" if "candidates" in history[0] else "ddsas" if "saliency" in history[0] else "retrain"
     try:
-        found = [genotypes.load(line["genotype"]) for line in history] if kind != "retrain" else []
+        info = {"script": "", "command": "", "versions": {}} | info | {"args": dict(info["args"])}
+        quantity = "saliency" if "saliency" in history[0] else "probability" if "candidates" in history[0] else None
+        cells = list(history[0].get("saliency") or history[0].get("candidates", {}))
+        found = [genotypes.load(line["genotype"]) for line in history if "genotype" in line]
         file = folder / "genotype.txt"
         genotype = genotypes.load(file) if file.is_file() else found[-1] if found else None
-        args, versions = dict(info["args"]), dict(info.get("versions", {}))
-    except (KeyError, TypeError, ValueError) as error:
+        minutes = sum(line["seconds"] for line in timing) / 60 if timing else math.nan
+        memory = max((line.get("peak_memory_mb") or 0 for line in timing), default=0) / 1024 or math.nan
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise utils.UserError(f"{folder} cannot be read: {error!r}") from None
-    return Run(folder, kind, info.get("command", ""), args, versions, history, timing, genotype, found)
+    return Record(folder, info, history, quantity, cells, genotype, found, minutes, memory)
 
 
-def _lines(path: Path) -> list[dict]:
-    """The lines of a .jsonl file; a last line that was never finished does not count."""
-    if not path.is_file():
-        return []
-    text = path.read_text()
-    return [_json(f"line {i + 1} of {path}", line) for i, line in enumerate(text[: text.rfind("\n") + 1].splitlines())]
-
-
-def _json(where: object, text: str) -> dict:
+def _json(path: Path) -> dict | list[dict]:
+    """The content of a .json file, or the lines of a .jsonl file, without a last line that was never finished."""
+    text = path.read_text() if path.is_file() else ""
+    if path.suffix == ".jsonl":
+        text = "[" + text.rpartition("\n")[0].replace("\n", ",\n") + "]"
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise utils.UserError(f"{where} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise utils.UserError(f"{where}: expected a JSON object")
-    return value
+        return json.loads(text)
+    except ValueError as error:  # which says the line
+        raise utils.UserError(f"{path} is damaged: {error}") from None
 
 
-def trajectory(run: Run, cell: str) -> tuple[np.ndarray, list[str]]:
-    """Saliency (DDSAS) or probability (P-DARTS) of each operation: epochs x 14 x operations, NaN where it is gone."""
-    if run.kind == "ddsas":
-        ops = run.history[-1]["primitives"]
-        values = np.array([line["saliency"][cell] for line in run.history], dtype=float)
-        return np.where([unpack(line["available"][cell], len(ops)) for line in run.history], values, math.nan), ops
-    ops = run.history[0]["candidates"][cell][0]
-    values = np.full((len(run.history), len(edge_list()), len(ops)), math.nan)
-    for epoch, line in enumerate(run.history):
+def trajectory(record: Record, cell: str) -> tuple[np.ndarray, list[str]]:
+    """The record's quantity of each operation, epochs x edges x operations, NaN where it is gone; and their names."""
+    if record.quantity == "saliency":
+        ops = record.history[0]["primitives"]
+        values = np.array([line["saliency"][cell] for line in record.history], dtype=float)
+        return np.where(unpack([line["available"][cell] for line in record.history], len(ops)), values, math.nan), ops
+    edges = record.history[0]["candidates"][cell]
+    values = np.full((len(record.history), len(edges), len(edges[0])), math.nan)
+    for epoch, line in enumerate(record.history):
         for edge, names in enumerate(line["candidates"][cell]):
-            values[epoch, edge, [ops.index(name) for name in names]] = line["probabilities"][cell][edge]
-    return values, ops
+            values[epoch, edge, [edges[0].index(name) for name in names]] = line["probabilities"][cell][edge]
+    return values, edges[0]
 
 
-def unpack(masks: list[int], ops: int) -> np.ndarray:
-    """Active or available operations, 14 x ops, from an integer per edge: bit k stands for operation k."""
-    return (np.array(masks)[:, None] >> np.arange(ops)) & 1 == 1
+def unpack(masks: list, ops: int) -> np.ndarray:
+    """Active or available operations as bools from integers: one more dimension, bit k stands for operation k."""
+    return np.array(masks)[..., None] >> np.arange(ops) & 1 == 1
 
 
-def subspace(run: Run, cell: str, columns: int = 300) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def subspace(record: Record, cell: str, columns: int = 300) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The share of time that each operation was active, the operations that were available, and their names.
 
-    Both arrays are (columns x 14 x operations); an epoch has the same number of columns as every other, at best one
-    for each sampling of the subspace, at most as many as make ``columns`` in all.
+    Both arrays are columns x edges x operations. All epochs have as many columns: one for each sampling of the
+    subspace where that makes at most ``columns`` in all, else several samplings share one.
     """
-    values, ops = trajectory(run, cell)
-    if run.kind == "pdarts":
-        return ~np.isnan(values) * 1.0, ~np.isnan(values), ops
-    most = max(len(line["samplings"]) for line in run.history)
-    width = max(1, min(most, columns // len(run.history)))
-    active, available = [], []
-    for line in run.history:
-        masks = [unpack(sampling["active"][cell], len(ops)) for sampling in line["samplings"]]
-        for column in range(width):
-            first, last = column * len(masks) // width, (column + 1) * len(masks) // width
-            part = masks[first : max(last, first + 1)]
-            active.append(np.mean(part, axis=0) if part else np.zeros((len(edge_list()), len(ops))))
-            available.append(unpack(line["available"][cell], len(ops)))
-    return np.array(active), np.array(available), ops
+    values, ops = trajectory(record, cell)
+    available = ~np.isnan(values)
+    samplings = [[entry["active"][cell] for entry in line.get("samplings", [])] for line in record.history]
+    if not any(samplings):
+        return available * 1.0, available, ops
+    width = max(1, min(max(map(len, samplings)), columns // len(samplings)))
+    active = np.zeros((len(samplings), width, *values.shape[1:]))
+    for epoch, masks in enumerate(samplings):
+        if masks:
+            starts = np.arange(width) * len(masks) // width
+            counts = np.diff([*starts, len(masks)]).clip(1)
+            active[epoch] = np.add.reduceat(unpack(masks, len(ops)) * 1.0, starts) / counts[:, None, None]
+    return active.reshape(-1, *values.shape[1:]), available.repeat(width, axis=0), ops
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures of a run
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- figures of a run ----------------------------------------------------------------------------------------------
 
 
-def save_figure(figure: Figure, path: str | Path) -> str:
-    """Write a figure as ``path`` + .svg and .png; returns the SVG."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, **options)
+def save_figure(figure: Figure, path: str | Path) -> list[Path]:
+    """Write a figure as ``path`` + .svg and .png. Returns the files."""
+    files = []
+    for suffix, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
+        figure.savefig(buffer := io.BytesIO(), format=suffix, **options)
         figure.set_layout_engine("none")  # the first picture found the layout
-        utils.write_whole(_suffixed(path, kind), buffer.getvalue())
-    return _suffixed(path, "svg").read_text()
+        files.append(_write(f"{path}.{suffix}", buffer.getvalue()))
+    return files
 
 
-def progress_figure(run: Run) -> Figure:
+def progress_figure(record: Record) -> Figure:
     """Accuracy and loss over the epochs; of a search also the distance of consecutive architectures and the entropy."""
-    search = run.kind != "retrain"
+    search = bool(record.quantity)
     figure = Figure((WIDTH, 4.4 if search else 2.5), layout="constrained")
-    axes = figure.subplots(2 if search else 1, 2, squeeze=False)
-    curves = {"train": "train", "validation": "valid"} if search else {"train": "train", "test": "test"}
-    for axis, quantity, title in ((axes[0, 0], "acc", "Accuracy (%)"), (axes[0, 1], "loss", "Loss")):
-        for name, key in curves.items():
-            _curve(axis, run, run.series(f"{key}_{quantity}"), name)
-        _finish(axis, run, title)
+    axes = figure.subplots(2 if search else 1, 2, squeeze=False).flat
+    keys = {"train": "train"} | ({"validation": "valid"} if search else {"test": "test"})
+    for key, title in (("acc", "Accuracy (%)"), ("loss", "Loss")):
+        _progress(next(axes), record, title, {name: record.series(f"{part}_{key}") for name, part in keys.items()})
     if search:
-        gaps = [math.nan] + [distance(a, b) for a, b in zip(run.genotypes, run.genotypes[1:], strict=False)]
-        _curve(axes[1, 0], run, np.array(gaps), "both", label=None)
-        axes[1, 0].set_ylim(-0.02, 1.1 * max(0.2, *gaps[1:], 0))
-        _finish(axes[1, 0], run, "Distance to the architecture one epoch before")
-        for cell in CELLS:
-            _curve(axes[1, 1], run, run.series("alpha_entropy", cell), cell, label=CELL_TITLES[cell].lower())
-        _finish(axes[1, 1], run, "Entropy of alpha")
+        gaps = np.array([math.nan, *map(distance, record.genotypes, record.genotypes[1:])])
+        axis = next(axes)
+        axis.set_ylim(-0.02, 1.1 * max(0.2, *gaps[1:], 0))
+        _progress(axis, record, "Distance to the architecture one epoch before", {"": gaps})
+        entropy = np.array([list(line["alpha_entropy"].values()) for line in record.history]).T
+        names = [CELL_TITLES[cell].lower() for cell in record.cells]
+        _progress(next(axes), record, "Entropy of alpha", dict(zip(names, entropy, strict=True)))
     return figure
 
 
-def _curve(axis, run: Run, values: np.ndarray, name: str, label: str | None = "") -> None:
-    """A line of the table SERIES; a run of few epochs shows its points too."""
-    if np.isnan(values).all():
-        return
-    color, dashes = SERIES[name]
-    marker = {"marker": "o", "markersize": 3} if np.isfinite(values).sum() < 16 else {}
-    label = name if label == "" else label
-    axis.plot(*_broken(run, values), color=color, linestyle=dashes, label=label, **marker)
-
-
-def _broken(run: Run, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and values of a curve, with a gap before each stage of P-DARTS: a stage starts with a new supernet."""
-    return tuple(np.insert(row.astype(float), run.stages, math.nan) for row in (run.epochs, values))
-
-
-def _finish(axis, run: Run, title: str) -> None:
-    """Title, legend, whole epochs on the axis, and lines between the stages of P-DARTS."""
+def _progress(axis: Axes, record: Record, title: str, curves: dict[str, np.ndarray]) -> None:
+    """A panel with curves of the table CURVES; a run of few epochs shows its points too."""
+    for name, values in curves.items():
+        if (known := np.isfinite(values).sum()) > 0:
+            color, dashes = CURVES[name]
+            marker = {"marker": "o", "markersize": 3} if known < 16 else {}
+            axis.plot(*_broken(record, values), color=color, linestyle=dashes, label=name, **marker)
     axis.set_title(title, loc="left")
     axis.set_xlabel("epoch")
     axis.ticklabel_format(axis="y", useOffset=False)
-    margin = max(0.5, 0.02 * len(run.history))
-    axis.set_xlim(1 - margin, len(run.history) + margin)
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    for line in run.stages:
-        axis.axvline(line + 0.5, color=MUTED, linewidth=0.7, linestyle=":")
+    margin = max(0.5, 0.02 * len(record.history))
+    axis.set_xlim(1 - margin, len(record.history) + margin)
+    _epochs_below(axis, record)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="best", handlelength=2.4)
 
 
-def trajectory_figure(run: Run, cell: str) -> Figure:
-    """Saliency or probability of each operation on the 14 edges: a row for each node, a column for each source.
+def _broken(record: Record, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values of a curve, with a gap before each stage of P-DARTS: a stage starts with a new supernet."""
+    epochs = np.arange(1.0, len(values) + 1)
+    return np.insert(epochs, record.stages, math.nan), np.insert(values, record.stages, math.nan)
 
-    The edges of the genotype are shaded and named by their operation.
-    """
-    values, ops = trajectory(run, cell)
-    nodes, kept = genotypes.NODES, chosen(run.genotype, cell)
+
+def _epochs_below(axis: Axes, record: Record) -> None:
+    """Whole epochs on the axis, and lines between the stages of P-DARTS."""
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    for line in record.stages:
+        axis.axvline(line + 0.5, color=MUTED, linewidth=0.7, linestyle=":")
+
+
+def trajectory_figure(record: Record, cell: str) -> Figure:
+    """The record's quantity of each operation: a row for each node, a column for each source; the genotype shaded."""
+    (values, ops), chosen = trajectory(record, cell), dict(kept(record.genotype, cell))
     figure = Figure((WIDTH, 6.0), layout="constrained")
-    grid = figure.add_gridspec(nodes, nodes + 1)
-    axis = None
-    for edge, (node, source) in enumerate(edge_list()):
-        axis = figure.add_subplot(grid[node, source], sharex=axis, sharey=axis)
-        op = kept.get((node, source))
-        for index in sorted(range(len(ops)), key=lambda index: ops[index] == op):  # the chosen one on top
-            look = LOOK[ops[index]]
-            style = {"color": look.color, "linestyle": look.dashes, "linewidth": 0.8 * look.width}
-            axis.plot(*_broken(run, values[:, edge, index]), **style)
-        for line in run.stages:
-            axis.axvline(line + 0.5, color=MUTED, linewidth=0.7, linestyle=":")
-        title = f"{source_name(source)} → {node}"
-        axis.set_title(f"{title} · {LOOK[op].label}" if op else title, fontsize=8, color=INK if op else MUTED)
+    grid, axis = figure.add_gridspec(NODES, NODES + 1), None
+    for index, (node, source) in enumerate(EDGE_LIST):
+        axis, op = figure.add_subplot(grid[node, source], sharex=axis, sharey=axis), chosen.get((node, source))
+        for name, curve in sorted(zip(ops, values[:, index].T, strict=True), key=lambda pair: pair[0] == op):
+            axis.plot(*_broken(record, curve), **line_style(name))  # the one of the genotype last, on top
+        _epochs_below(axis, record)
+        title = f"{EDGE_NAMES[index]} · {look(op).label}" if op else EDGE_NAMES[index]
+        axis.set_title(title, fontsize=8, color=INK if op else MUTED)
         axis.set_facecolor(SOFT if op else "none")
-        axis.tick_params(labelsize=7, labelleft=source == 0, labelbottom=node == nodes - 1)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    quantity = "saliency" if run.kind == "ddsas" else "probability"
+        axis.tick_params(labelsize=7, labelleft=source == 0, labelbottom=node == NODES - 1)
     figure.supxlabel("epoch", fontsize=8.5)
-    figure.supylabel(quantity, fontsize=8.5)
+    figure.supylabel(record.quantity, fontsize=8.5)
     corner = figure.add_subplot(grid[0, 2:])
     corner.axis("off")
-    looks = [LOOK[op] for op in ops]
-    lines = [Line2D([], [], color=k.color, linestyle=k.dashes, linewidth=0.8 * k.width, label=k.label) for k in looks]
-    lines.append(Patch(facecolor=SOFT, edgecolor=MUTED, linewidth=0.5, label="in the genotype"))
-    corner.legend(handles=lines, loc="upper right", ncols=3, handlelength=2.6, title=f"{CELL_TITLES[cell]}: {quantity}")
+    keys = [Line2D([], [], label=look(op).label, **line_style(op)) for op in ops]
+    keys.append(Patch(facecolor=SOFT, edgecolor=MUTED, linewidth=0.5, label="in the genotype"))
+    title = f"{CELL_TITLES[cell]}: {record.quantity}"
+    corner.legend(handles=keys, loc="upper right", ncols=3, handlelength=2.6, title=title)
     return figure
 
 
-def subspace_figure(run: Run) -> Figure:
-    """Which operations were active when, on each edge of both cells; grey where an operation is not available."""
+def subspace_figure(record: Record) -> Figure:
+    """Which operations were active when, on each edge of the cells; grey where an operation is not available."""
     figure = Figure((WIDTH, 8.6), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, cell in zip(axes, CELLS, strict=True):
-        active, available, ops = subspace(run, cell)
-        axis.imshow(
-            _colored(active, available, ops),
-            extent=(0.5, len(run.history) + 0.5, len(edge_list()) * (len(ops) + 1), 0),
-            aspect="auto",
-            interpolation="nearest",
-        )
-        _label_edges(axis, run, cell, ops)
+    for axis, cell in zip(figure.subplots(1, len(record.cells), squeeze=False)[0], record.cells, strict=True):
+        active, available, ops = subspace(record, cell)
+        extent = (0.5, len(record.history) + 0.5, active.shape[1] * (len(ops) + 1), 0)
+        axis.imshow(_colored(active, available, ops), extent=extent, aspect="auto", interpolation="nearest")
+        _label_edges(axis, dict(kept(record.genotype, cell)), ops)
+        _epochs_below(axis, record)
         axis.set_title(CELL_TITLES[cell], loc="left")
         axis.set_xlabel("epoch")
-    keys = [Patch(facecolor=LOOK[op].color, label=LOOK[op].label) for op in ops]
+    keys = [Patch(facecolor=look(op).color, label=look(op).label) for op in ops]
     keys.append(Patch(facecolor=MUTED, alpha=0.22, label="not available"))
     keys.append(Line2D([], [], color=MUTED, marker="<", linestyle="none", markersize=5, label="in the genotype"))
     figure.legend(handles=keys, loc="outside upper center", ncols=5, title="rows of an edge, top to bottom")
     return figure
 
 
-@matplotlib.rc_context(RC)
-def heat_figure(values: dict[str, list[list[float]]], ops: list[str]) -> Figure:
-    """A table of numbers for each cell type, (14 edges, operations), as colours: rows are edges, columns operations."""
-    figure = Figure((WIDTH, 4.2), layout="constrained", dpi=100)
-    axes = figure.subplots(1, 2, sharey=True)
-    highest = max(np.max(values[cell]) for cell in CELLS)
-    for axis, cell in zip(axes, CELLS, strict=True):
-        picture = axis.imshow(values[cell], vmin=0, vmax=highest or 1, cmap="viridis", aspect="auto")
-        axis.set_title(CELL_TITLES[cell], loc="left")
-        axis.set_xticks(range(len(ops)), [LOOK[op].label for op in ops], rotation=45, ha="right")
-        axis.tick_params(length=0)
-        axis.grid(False)
-        axis.spines[:].set_visible(False)
-    axes[0].set_yticks(range(len(edge_list())), [f"{source_name(source)} → {node}" for node, source in edge_list()])
-    figure.colorbar(picture, ax=axes, shrink=0.9).outline.set_visible(False)
-    return figure
-
-
 def _colored(active: np.ndarray, available: np.ndarray, ops: list[str]) -> np.ndarray:
-    """An RGBA picture, time to the right: a row for each operation of each edge, a transparent one after each edge.
-
-    A row is five pixels high, the last of them transparent, so that 3x3 and 5x5 do not run together.
-    """
-    picture = np.zeros((active.shape[1], len(ops) + 1, 5, active.shape[0], 4))
+    """An RGBA picture, time to the right: a row for each operation of each edge, a transparent one after each edge."""
+    picture = np.zeros((active.shape[1], len(ops) + 1, 5, active.shape[0], 4))  # a row: 4 pixels, 1 transparent
     for index, op in enumerate(ops):
         share, there = active[:, :, index].T[:, None], available[:, :, index].T[:, None]
-        picture[:, index, :4, :, :3] = np.where(there[..., None], to_rgb(LOOK[op].color), to_rgb(MUTED))
+        picture[:, index, :4, :, :3] = np.where(there[..., None], to_rgb(look(op).color), to_rgb(MUTED))
         picture[:, index, :4, :, 3] = np.where(there, share, 0.22)
     return picture.reshape(-1, active.shape[0], 4)
 
 
-def _label_edges(axis, run: Run, cell: str, ops: list[str]) -> None:
+def _label_edges(axis: Axes, chosen: dict[tuple[int, int], str], ops: list[str]) -> None:
     """The name of each edge beside its rows, and a mark at the operation that the genotype keeps."""
-    kept, rows = chosen(run.genotype, cell), len(ops) + 1
-    axis.set_yticks(
-        [edge * rows + len(ops) / 2 for edge in range(len(edge_list()))],
-        [f"{source_name(source)} → {node}" for node, source in edge_list()],
-    )
-    for edge, (node, source) in enumerate(edge_list()):
-        if op := kept.get((node, source)):
-            axis.get_yticklabels()[edge].set(color=INK, fontweight="bold")
-            axis.plot(
-                1.02, edge * rows + ops.index(op) + 0.5, "<", color=LOOK[op].color, markersize=5, clip_on=False,
-                transform=axis.get_yaxis_transform(),
-            )  # fmt: skip
-    for line in run.stages:
-        axis.axvline(line + 0.5, color=MUTED, linewidth=0.7, linestyle=":")
+    tops = np.arange(len(EDGE_LIST)) * (len(ops) + 1)
+    axis.set_yticks(tops + len(ops) / 2, EDGE_NAMES)
+    for top, edge, label in zip(tops, EDGE_LIST, axis.get_yticklabels(), strict=True):
+        if op := chosen.get(edge):
+            label.set(color=INK, fontweight="bold")
+            right = {"clip_on": False, "transform": axis.get_yaxis_transform()}
+            axis.plot(1.02, top + ops.index(op) + 0.5, "<", color=look(op).color, markersize=5, **right)
     axis.tick_params(axis="y", length=0)
     axis.grid(False)
     axis.spines[["left", "bottom"]].set_visible(False)
-    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def evolution_gif(run: Run, seconds: float = 15.0) -> bytes | None:
-    """An animated GIF of the cells after each epoch, with its accuracy; None without dot."""
-    frames, pictures = [], {}
-    for epoch, genotype in enumerate(run.genotypes):
-        key = str(genotype)
-        pictures[key] = cell_image(genotype) if key not in pictures else pictures[key]
-        if pictures[key] is None:
-            return None
-        frames.append(_frame(run, epoch, pictures[key]))
-    palette = frames[-1].quantize(255, Image.Quantize.FASTOCTREE)  # each frame has all colours, in its legend
-    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    pace = int(min(600, max(60, 1000 * seconds / len(frames))))
-    buffer = io.BytesIO()
-    durations = [pace] * (len(frames) - 1) + [3000]
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
-    return buffer.getvalue()
+@matplotlib.rc_context(RC)
+def heat_figure(values: dict[str, list[list[float]]], ops: list[str]) -> Figure:
+    """A table of numbers for each cell type, (edges, operations), as colours: rows are edges, columns operations."""
+    figure = Figure((WIDTH, 4.2), layout="constrained", dpi=100)
+    axes = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+    for axis, (cell, table) in zip(axes, values.items(), strict=True):
+        picture = axis.imshow(table, vmin=0, vmax=np.max(list(values.values())) or 1, cmap="viridis", aspect="auto")
+        axis.set_title(CELL_TITLES[cell], loc="left")
+        axis.set_xticks(range(len(ops)), [look(op).label for op in ops], rotation=45, ha="right")
+        axis.tick_params(length=0)
+        axis.grid(False)
+        axis.spines[:].set_visible(False)
+    axes[0].set_yticks(range(len(EDGE_NAMES)), EDGE_NAMES)
+    figure.colorbar(picture, ax=axes, shrink=0.9).outline.set_visible(False)
+    return figure
 
 
-def _frame(run: Run, epoch: int, picture: np.ndarray) -> Image.Image:
-    """The cells with a line about the epoch above them, and a bar of how far the search is."""
-    height, width = picture.shape[:2]
-    frame = Image.new("RGB", (width, height + 44), PAPER)
-    frame.paste(Image.fromarray(picture), (0, 44))
-    pen, line, last = ImageDraw.Draw(frame), run.history[epoch], len(run.history)
-    stage = f"stage {line['stage'] + 1}, " if "stage" in line else ""
-    text = f"{stage}epoch {line['epoch'] + 1}"
-    if line.get("valid_acc") is not None:
-        text += f"   validation {line['valid_acc']:.1f} %"
-    if epoch:
-        changed = round(16 * distance(run.genotypes[epoch - 1], run.genotypes[epoch]))
-        text += f"   {changed} of 16 operations changed" if changed else "   unchanged"
-    pen.text((24, 12), text, INK, ImageFont.load_default(20))
-    pen.rectangle((24, 40, width - 24, 43), LINE)
-    pen.rectangle((24, 40, 24 + (width - 48) * (epoch + 1) / last, 43), LOOK["sep_conv_3x3"].color)
-    return frame
+# ---- comparison of runs --------------------------------------------------------------------------------------------
+
+CIFAR, IMAGENET = (36, 20, False), (46, 14, True)  # channels, layers, ImageNet's network: those of the papers
+NAMES = ("run", "space", "seed", "genotype")
+NUMBERS = {"skips": ("{:.0f}", None), "params M": ("{:.2f}", min), "madds M": ("{:.0f}", min)}  # format, better one
+NUMBERS |= {"search min": ("{:.1f}", min), "memory GB": ("{:.2f}", min)}
+NUMBERS |= {"valid %": ("{:.2f}", max), "test %": ("{:.2f}", max)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The report of a run: one page, everything inside
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Size(NamedTuple):
-    """The network that parameters and multiply-adds are counted for; CIFAR and ImageNet as in the papers."""
-
-    init_channels: int = 36
-    layers: int = 20
-    imagenet: bool = False
-
-    def __str__(self) -> str:
-        return f"C={self.init_channels}, {self.layers} layers, {'224' if self.imagenet else '32'} pixels"
-
-
-CIFAR, IMAGENET = Size(), Size(46, 14, imagenet=True)
-
-
-def cost(genotype: Genotype, size: Size = CIFAR) -> tuple[float, float]:
+def cost(genotype: Genotype, size: tuple[int, int, bool] = CIFAR) -> tuple[float, float]:
     """Parameters and multiply-adds, both in millions, of the discovered network, without auxiliary head."""
-    build, classes, pixels = (model.NetworkImageNet, 1000, 224) if size.imagenet else (model.NetworkCIFAR, 10, 32)
+    channels, layers, imagenet = size
+    build, classes, pixels = (model.NetworkImageNet, 1000, 224) if imagenet else (model.NetworkCIFAR, 10, 32)
     with torch.device("meta"):
-        network = build(size.init_channels, classes, size.layers, False, genotype)
+        network = build(channels, classes, layers, False, genotype)
         return model.count_parameters(network) / 1e6, model.count_multiply_adds(network, pixels) / 1e6
 
 
-def count_skips(genotype: Genotype) -> int:
-    """Skip connections of the normal cell: many of them make a network that trains fast and ends low."""
-    return sum(op == "skip_connect" for op, _ in genotype.normal)
+def compare(targets: list[str], size: tuple[int, int, bool] = CIFAR) -> list[dict]:
+    """A row {column: value} for each run or genotype, with the genotype as "found".
 
-
-def write_report(run: Run) -> list[Path]:
-    """All figures of a run into its folder figures/, and report.html that holds them all. Returns the files."""
-    folder, sections = run.folder / "figures", []
-    if run.genotype:
-        files = draw_cells(run.genotype, folder / "cells")
-        if (svg := folder / "cells.svg") in files:
-            sections.append(("The cells", CAPTIONS["cells"], _inline(svg.read_text(), "The cells")))
-        else:
-            sections.append(("The cells", html.escape(NO_DOT), ""))
-    if run.kind != "retrain" and (gif := evolution_gif(run)):
-        utils.write_whole(folder / "evolution.gif", gif)
-        image = f'<img alt="The cells after each epoch" src="data:image/gif;base64,{base64.b64encode(gif).decode()}">'
-        sections.append(("How the cells evolved", CAPTIONS["evolution"], image))
-    for name, title, figure in _figures(run):
-        folder.mkdir(exist_ok=True)
-        sections.append((title, CAPTIONS.get(name, ""), _inline(save_figure(figure, folder / name), title)))
-    report = run.folder / "report.html"
-    utils.write_whole(report, _page(run, sections))
-    return [*sorted(folder.iterdir()), report]
-
-
-def _figures(run: Run):
-    """(name, title, figure) of everything matplotlib draws of a run."""
-    yield "progress" if run.kind != "retrain" else "curves", "Progress", progress_figure(run)
-    if run.kind != "retrain":
-        quantity = "saliency" if run.kind == "ddsas" else "probability"
-        for cell in CELLS:
-            title = f"{quantity.capitalize()}, {CELL_TITLES[cell].lower()}"
-            yield f"{quantity}_{cell}", title, trajectory_figure(run, cell)
-        yield "subspace", "The subspace over time", subspace_figure(run)
-
-
-PANELS = "A panel for each edge: a column for each source, a row for each node; shaded if in the genotype."
-CAPTIONS = {
-    "cells": "A node adds up its two operations; a cell puts out its nodes side by side. Thick lines are 5×5 kernels.",
-    "evolution": "The best architecture after each epoch.",
-    "progress": "Distance: cosine distance of the one-hot genotypes of consecutive epochs; 0 is the same architecture.",
-    "saliency_normal": f"{PANELS} A line ends where its operation leaves the space.",
-    "saliency_reduce": f"{PANELS} A line ends where its operation leaves the space.",
-    "probability_normal": f"{PANELS} At the end of a stage each edge loses its weakest candidates.",
-    "probability_reduce": f"{PANELS} At the end of a stage each edge loses its weakest candidates.",
-    "subspace": "Which operations were active when. The stronger the colour, the more of the time.",
-}
-
-
-def _inline(svg: str, label: str) -> str:
-    """An SVG as part of a page: colours of text and lines follow the page's theme, the size follows the column."""
-    svg = svg[svg.index("<svg") :]
-    head, rest = svg.split(">", 1)
-    head = (
-        re.sub(r'\s(width|height|id|xmlns|xmlns:xlink)="[^"]*"', "", head)
-        + f' role="img" aria-label="{html.escape(label)}">'
-    )
-    used = set(re.findall(r"#([\w-]+)", rest))
-    rest = re.sub(r'\sid="([^"]*)"', lambda match: match[0] if match[1] in used else "", rest)
-    rest = re.sub(r"<metadata>.*?</metadata>|<title>.*?</title>|<!--.*?-->", "", rest, flags=re.DOTALL)
-    for color, variable in THEME.items():
-        rest = rest.replace(color, variable)
-    return head + rest
-
-
-MOBILE = (
-    "--data .data/imagenet --init_channels 46 --layers 14 --batch_size 1024 --epochs 250 --learning_rate 0.5"
-    " --weight_decay 3e-5 --lr_scheduler linear --warmup_epochs 5 --label_smooth 0.1 --drop_path_prob 0"
-)
-
-
-def retrain_command(run: Run) -> str:
-    """The command that trains the genotype of a search from scratch, with the settings of the papers."""
-    given = run.args
-    if run.kind == "pdarts":
-        parts = ["python train_cifar.py --tmp_data_dir", shlex.quote(str(given.get("tmp_data_dir", "DIR")))]
-        parts += ["--cifar100"] if given.get("cifar100") else []
-    else:
-        dataset = str(given.get("dataset", "cifar10"))
-        parts = ["python retrain.py --dataset", shlex.quote(dataset)]
-        if dataset == "imagenet":
-            parts.append(MOBILE)
-        else:
-            flags = {"data": ".data", "image_size": None}  # and their defaults
-            parts += [f"--{k} {shlex.quote(str(given[k]))}" for k, v in flags.items() if given.get(k, v) != v]
-            parts.append("--cutout")
-    return " ".join([*parts, "--auxiliary --arch", shlex.quote(str(run.folder))])
-
-
-def _tiles(run: Run) -> list[tuple[str, str]]:
-    """The numbers at the top of the report."""
-    tiles = []
-    held_out = run.series("test_acc" if run.kind == "retrain" else "valid_acc")
-    if np.isfinite(held_out).any():
-        last = held_out[np.isfinite(held_out)][-1]
-        tiles.append(("test accuracy, last" if run.kind == "retrain" else "validation accuracy", f"{last:.2f} %"))
-    if run.kind == "retrain":
-        tiles.append(("test accuracy, best", f"{np.nanmax(run.series('best_acc')):.2f} %"))
-    if run.genotype:
-        size = IMAGENET if run.args.get("dataset") == "imagenet" else CIFAR
-        parameters, multiply_adds = cost(run.genotype, size)
-        tiles += [(f"parameters at {size.init_channels} channels, {size.layers} layers", f"{parameters:.2f} M")]
-        tiles += [("multiply-adds of an image", f"{multiply_adds:.0f} M")]
-        tiles += [("skip connections, normal cell", str(count_skips(run.genotype)))]
-    if not math.isnan(run.minutes()):
-        tiles.append(("training time" if run.kind == "retrain" else "search time", _duration(run.minutes())))
-    if not math.isnan(run.memory()):
-        tiles.append(("peak memory", f"{run.memory() / 1024:.1f} GB"))
-    return tiles
-
-
-def _duration(minutes: float) -> str:
-    if minutes < 1.5:
-        return f"{60 * minutes:.0f} s"
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-def _page(run: Run, sections: list[tuple[str, str, str]]) -> str:
-    """The report as HTML."""
-    kind = {"ddsas": "DDSAS search", "pdarts": "P-DARTS search", "retrain": "Retraining"}[run.kind]
-    about = [run.args.get("dataset"), run.args.get("space_config"), f"seed {run.args.get('seed')}"]
-    about = [str(item) for item in [*about, f"{len(run.history)} epochs", run.args.get("note")] if item]
-    tiles = "".join(f"<div><b>{html.escape(value)}</b><span>{label}</span></div>" for label, value in _tiles(run))
-    parts = [
-        f"<header><p>{kind}</p><h1>{html.escape(run.name)}</h1><p>{html.escape(' · '.join(about))}</p></header>",
-        f'<div class="tiles">{tiles}</div>',
-    ]
-    if run.genotype:
-        parts.append(_copyable("Genotype", "To keep it, paste it into genotypes.py under a name.", str(run.genotype)))
-    if run.kind != "retrain":
-        parts.append(_copyable("Train it from scratch", "", retrain_command(run)))
-    for title, caption, picture in sections:
-        figure = f'<div class="picture">{picture}</div>' if picture else ""
-        parts.append(f"<section><h2>{title}</h2><figure>{figure}<figcaption>{caption}</figcaption></figure></section>")
-    rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in [*sorted(run.args.items()), *run.versions.items()]
-    )
-    parts.append(_copyable("Command of this run", "", run.command))
-    parts.append(f"<details><summary>All arguments, and versions</summary><table>{rows}</table></details>")
-    title = html.escape(f"{run.name}: {kind}")
-    return PAGE.replace("TITLE", title).replace("BODY", "\n".join(parts))
-
-
-def _copyable(title: str, hint: str, text: str) -> str:
-    """A block of text with a button that copies it."""
-    hint = f"<p>{hint}</p>" if hint else ""
-    words = " ".join(f"<span>{html.escape(word)}</span>" for word in text.split(" "))  # lines break between words alone
-    return (
-        f'<section><h2>{title}</h2>{hint}<div class="copy"><pre>{words}</pre>'
-        '<button type="button" onclick="copy(this)">Copy</button></div></section>'
-    )
-
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>TITLE</title>
-<style>
-:root { --ink: #1f2933; --muted: #5f6b7a; --line: #d5dae1; --soft: #f1f4f8; --page: #ffffff; --link: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6eaf0; --muted: #a3aebc; --line: #3b4554; --soft: #222b38; --page: #141a22; --link: #56b4e9; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 54rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-header p { margin: 0; color: var(--muted); }
-header p:first-child { color: var(--link); font-weight: 600; }
-h1 { margin: 0; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { margin: 2.5rem 0 .5rem; font-size: 1.15rem; }
-section > p { margin: 0 0 .5rem; color: var(--muted); }
-.tiles { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; margin-top: 1.5rem; }
-@media (min-width: 40rem) { .tiles { grid-template-columns: repeat(3, 1fr); } }
-.tiles div { background: var(--soft); border-radius: .6rem; padding: .7rem .9rem; }
-.tiles b { display: block; font-size: 1.25rem; }
-.tiles span { display: block; color: var(--muted); font-size: .82rem; line-height: 1.3; }
-.copy { display: flex; gap: .6rem; align-items: flex-start; padding: .7rem; }
-.copy { background: var(--soft); border-radius: .6rem; }
-pre { flex: 1; min-width: 0; margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-pre span { display: inline-block; max-width: 100%; }
-pre { font: .85rem/1.5 ui-monospace, monospace; }
-button { font: inherit; font-size: .85rem; color: var(--ink); background: var(--page); border: 1px solid var(--line);
-  border-radius: .4rem; padding: .15rem .7rem; cursor: pointer; }
-figure { margin: 0; }
-.picture { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem; padding: .6rem; }
-.picture svg, .picture img { display: block; width: 100%; min-width: 34rem; height: auto; }
-.picture img { border-radius: .3rem; }
-figcaption { margin-top: .5rem; color: var(--muted); font-size: .9rem; }
-details { margin-top: 1.2rem; }
-summary { cursor: pointer; color: var(--link); }
-table { border-collapse: collapse; width: 100%; margin-top: .6rem; font-size: .88rem; }
-th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); font-weight: 400;
-  overflow-wrap: anywhere; vertical-align: top; }
-th { color: var(--muted); white-space: nowrap; }
-</style>
-</head>
-<body>
-<main>
-BODY
-</main>
-<script>
-async function copy(button) {
-  const text = button.previousElementSibling;
-  try {
-    await navigator.clipboard.writeText(text.textContent);
-  } catch {  // a page opened from a file may not write to the clipboard: select the text for the reader
-    getSelection().selectAllChildren(text);
-    document.execCommand("copy");
-  }
-  button.textContent = "Copied";
-  setTimeout(() => { button.textContent = "Copy"; }, 1500);
-}
-</script>
-</body>
-</html>
-"""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Comparison of runs
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Row:
-    """A line of the comparison: a search with its retrainings, a retraining of something else, or a genotype."""
-
-    name: str
-    genotype: Genotype | None
-    letter: str = "–"
-    space: str = "–"
-    seed: str = "–"
-    minutes: float = math.nan  # of the search
-    memory: float = math.nan  # MB, of the search
-    validation: float = math.nan
-    tests: list[float] = field(default_factory=list)  # best test accuracy of each retraining
-    parameters: float = math.nan
-    multiply_adds: float = math.nan
-
-    @property
-    def test(self) -> float:
-        return float(np.mean(self.tests)) if self.tests else math.nan
-
-    @property
-    def skips(self) -> float:
-        return count_skips(self.genotype) if self.genotype else math.nan
-
-
-NUMBERS = (  # column, attribute of Row, format, whether more is better (None: neither)
-    ("skips", "skips", "{:.0f}", None),
-    ("params M", "parameters", "{:.2f}", False),
-    ("madds M", "multiply_adds", "{:.0f}", False),
-    ("search min", "minutes", "{:.1f}", False),
-    ("memory GB", "memory", "{:.2f}", False),
-    ("valid %", "validation", "{:.2f}", True),
-    ("test %", "test", "{:.2f}", True),
-)
-
-
-def compare(targets: list[str], size: Size) -> list[Row]:
-    """A row for each run or genotype; the retraining of what one of the searches found joins the row of that search."""
+    A retraining of what one of the searches found joins the row of that search; "tests" are the best accuracies of all.
+    """
+    empty = dict.fromkeys(NAMES, "–") | dict.fromkeys(NUMBERS, math.nan)
     rows, retrainings = [], []
     for target in targets:
-        run = load_run(target) if os.path.isfile(os.path.join(target, "args.json")) else None
-        if run is None:
-            rows.append(Row(target if len(target) < 40 else "Genotype(...)", _genotype(target)))
-        elif run.kind == "retrain":
-            retrainings.append(run)
+        if not os.path.isfile(os.path.join(target, "args.json")):  # Path.is_file raises on a text too long for a path
+            name = target if len(target) < 40 else "Genotype(...)"
+            rows.append(empty | {"run": name, "found": _genotype(target), "tests": []})
+            continue
+        record = load_run(target)
+        row = {"run": record.folder.resolve().name, "seed": str(record.info["args"].get("seed"))}
+        row = empty | row | {"found": record.genotype, "tests": []}
+        if record.quantity:
+            row["space"] = record.info["args"].get("space_config") or "p-darts"
+            row |= {"search min": record.minutes, "memory GB": record.memory_gb, "valid %": record.last("valid_acc")}
+            rows.append(row)
         else:
-            space = run.args.get("space_config") or "p-darts"
-            valid = run.series("valid_acc")
-            valid = valid[np.isfinite(valid)][-1] if np.isfinite(valid).any() else math.nan
-            memory = run.memory() / 1024
-            rows.append(Row(run.name, run.genotype, "", space, str(run.args.get("seed")), run.minutes(), memory, valid))
-    for run in retrainings:
-        best = float(np.nanmax(run.series("best_acc")))
-        owners = [row for row in rows if run.genotype and row.genotype == run.genotype]
-        if not owners:
-            rows.append(Row(run.name, run.genotype, seed=str(run.args.get("seed"))))
-        for row in owners or rows[-1:]:
-            row.tests.append(best)
+            retrainings.append(row | {"tests": [float(np.nanmax(record.series("best_acc")))]})
+    for training in retrainings:
+        owners = [row for row in rows if row["found"] and row["found"] == training["found"]]
+        for row in owners:
+            row["tests"] += training["tests"]
+        rows += [] if owners else [training]
     letters: dict[str, str] = {}
     for row in rows:
-        if row.genotype:
-            row.letter = letters.setdefault(str(row.genotype), _letter(row.genotype, len(letters)))
-            row.parameters, row.multiply_adds = cost(row.genotype, size)
+        row["test %"] = float(np.mean(row["tests"])) if row["tests"] else math.nan
+        if found := row["found"]:
+            row["genotype"] = letters.setdefault(str(found), _letter(found, len(letters)))
+            row["skips"], (row["params M"], row["madds M"]) = genotypes.count_skips(found), cost(found, size)
     return rows
 
 
@@ -927,88 +509,88 @@ def _letter(genotype: Genotype, index: int) -> str:
     return known[0] if known else chr(ord("A") + index) if index < 26 else f"#{index + 1}"
 
 
-def _cells(row: Row) -> list[str]:
-    """A row of the table as text."""
-    numbers = [(getattr(row, name), shape) for _, name, shape, _ in NUMBERS]
-    texts = ["–" if math.isnan(value) else shape.format(value) for value, shape in numbers]
-    if len(row.tests) > 1:
-        texts[-1] += f" ± {np.std(row.tests, ddof=1):.2f} ({len(row.tests)})"
-    return [row.name, row.space, row.seed, row.letter, *texts]
+def _texts(row: dict) -> list[str]:
+    """A row as text, column by column."""
+    numbers = ["–" if math.isnan(row[name]) else form.format(row[name]) for name, (form, _) in NUMBERS.items()]
+    if len(row["tests"]) > 1:
+        numbers[-1] += f" ± {np.std(row['tests'], ddof=1):.2f} ({len(row['tests'])})"
+    return [row[name] for name in NAMES] + numbers
 
 
-HEADINGS = ["run", "space", "seed", "genotype", *(name for name, *_ in NUMBERS)]
-
-
-def comparison_table(rows: list[Row]) -> str:
+def comparison_table(rows: list[dict]) -> str:
     """The comparison as text that is a table in Markdown too, with the genotypes written out below."""
-    table = [HEADINGS, *map(_cells, rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(HEADINGS))]
-    table.insert(1, ["-" * width if i < 4 else "-" * (width - 1) + ":" for i, width in enumerate(widths)])
-    sides = ["<"] * 4 + [">"] * len(NUMBERS)  # names to the left, numbers to the right
-    form = "| " + " | ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)) + " |"
-    lines = [form.format(*line) for line in table]
-    found = {row.letter: row.genotype for row in rows if row.genotype}
+    columns = []
+    for heading, *texts in zip([*NAMES, *NUMBERS], *map(_texts, rows), strict=True):
+        width = max(map(len, [heading, *texts]))
+        if heading in NUMBERS:  # to the right
+            columns.append([text.rjust(width) for text in [heading, "-" * (width - 1) + ":", *texts]])
+        else:
+            columns.append([text.ljust(width) for text in [heading, "-" * width, *texts]])
+    lines = [f"| {' | '.join(line)} |" for line in zip(*columns, strict=True)]
+    found = {row["genotype"]: row["found"] for row in rows if row["found"]}
     return "\n".join([*lines, "", *(f"{letter} = {genotype}" for letter, genotype in found.items())])
 
 
-def comparison_figure(rows: list[Row], size: Size) -> Figure:
+def comparison_figure(rows: list[dict], size: tuple[int, int, bool] = CIFAR) -> Figure:
     """The table as a figure: each number above a scale from the lowest to the highest in its column, the best bold."""
-    texts = [[_shortened(row.name, 32), *_cells(row)[1:]] for row in rows]
-    widths = [max(map(_points, column)) for column in zip(HEADINGS, *texts, strict=True)]
-    lefts = np.cumsum([0, *(max(width, 30) + 12 for width in widths)])  # in points
+    columns = list(zip([*NAMES, *NUMBERS], *map(_texts, rows), strict=True))
+    columns[0] = [text if len(text) <= 32 else f"{text[:15]}…{text[-16:]}" for text in columns[0]]  # of run folders
+    widths = [max(30, *(TextPath((0, 0), text, size=8).get_extents().x1 for text in column)) for column in columns]
+    lefts = np.cumsum([0, *(width + 12 for width in widths)])  # in points
     figure = Figure((lefts[-1] / 72 + 0.1, 0.75 + 0.42 * len(rows)), layout="constrained")
     axis = figure.subplots()
-    for column, heading in enumerate(HEADINGS):
-        axis.text(lefts[column], -0.75, heading, color=MUTED, fontsize=8, va="center")
-        for line, cells in enumerate(texts):
-            bold = column >= 4 and _best(rows, column - 4) == getattr(rows[line], NUMBERS[column - 4][1])
-            middle = line + (0 if column < 4 else -0.14)
-            weight = "bold" if bold else "normal"
-            axis.text(lefts[column], middle, cells[column], va="center", fontsize=8, fontweight=weight)
-    for column, (_, name, _, _) in enumerate(NUMBERS):
-        values = np.array([getattr(row, name) for row in rows], dtype=float)
-        _scale(axis, values, lefts[4 + column] + 1, 34)
+    for left, (heading, *texts) in zip(lefts, columns, strict=False):
+        axis.text(left, -0.75, heading, color=MUTED, fontsize=8, va="center")
+        values = np.array([row[heading] for row in rows]) if heading in NUMBERS else np.full(len(rows), math.nan)
+        known, better = set(values[np.isfinite(values)]), NUMBERS.get(heading, (None, None))[1]
+        best = better(known) if better and len(known) > 1 else math.nan
+        for line, (text, value) in enumerate(zip(texts, values, strict=True)):
+            weight, middle = "bold" if value == best else "normal", line - 0.14 * (heading in NUMBERS)
+            axis.text(left, middle, text, va="center", fontsize=8, fontweight=weight)
+            if len(known) > 1 and np.isfinite(value):
+                place = 34 * (value - min(known)) / (max(known) - min(known))
+                scale = {"color": LINE, "linewidth": 1.2, "solid_capstyle": "round"}
+                axis.plot([left + 1, left + 35], [line + 0.24] * 2, **scale)
+                axis.plot(left + 1 + place, line + 0.24, "o", color=BLUE, markersize=3.2)
     axis.set_xlim(-2, lefts[-1])
     axis.set_ylim(len(rows) - 0.4, -1.1)
     axis.axhline(-0.5, color=LINE, linewidth=0.8)
     axis.axis("off")
-    note = f"parameters and multiply-adds at {size}; memory and minutes of the search"
+    network = f"C={size[0]}, {size[1]} layers, {224 if size[2] else 32} pixels"
+    note = f"parameters and multiply-adds at {network}; memory and minutes of the search"
     figure.supxlabel(note, fontsize=7, color=MUTED)
     return figure
 
 
-def _points(text: str) -> float:
-    """The width of a text of the table in points."""
-    return TextPath((0, 0), text, size=8).get_extents().x1 if text else 0.0
+# ---- command line --------------------------------------------------------------------------------------------------
 
 
-def _scale(axis, values: np.ndarray, left: float, width: float) -> None:
-    """A short line under each number of a column, with a point where the number lies between the lowest and highest."""
-    known = values[np.isfinite(values)]
-    if len(known) == 0 or known.min() == known.max():
-        return
-    for line, value in enumerate(values):
-        if np.isfinite(value):
-            axis.plot([left, left + width], [line + 0.24] * 2, color=LINE, linewidth=1.2, solid_capstyle="round")
-            place = left + width * (value - known.min()) / (known.max() - known.min())
-            axis.plot(place, line + 0.24, "o", color=LOOK["sep_conv_3x3"].color, markersize=3.2)
+def main(args: argparse.Namespace) -> None:
+    """Draw what was asked for and print the files that were written."""
+    with matplotlib.rc_context(RC):
+        if args.all:
+            from report import write_report  # which imports this module
+
+            files = [file for target in args.targets for file in write_report(target)]
+        elif len(args.targets) > 1:
+            channels, layers, imagenet = IMAGENET if args.imagenet else CIFAR
+            size = (args.init_channels or channels, args.layers or layers, imagenet)
+            rows = compare(args.targets, size)
+            print(comparison_table(rows) + "\n")
+            files = save_figure(comparison_figure(rows, size), args.out or "comparison")
+        else:
+            files = _draw(args.targets[0], args.out)
+    print(*files, sep="\n")
 
 
-def _best(rows: list[Row], column: int) -> float:
-    """The best number of a column; NaN where none is better, or there are less than two."""
-    _, name, _, more = NUMBERS[column]
-    values = [getattr(row, name) for row in rows if not math.isnan(getattr(row, name))]
-    return math.nan if more is None or len(set(values)) < 2 else max(values) if more else min(values)
-
-
-def _shortened(text: str, length: int) -> str:
-    """The text with its middle left out: names of runs differ at both ends."""
-    return text if len(text) <= length else text[: length // 2 - 1] + "…" + text[len(text) - length // 2 :]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
+def _draw(target: str, out: str | None) -> list[Path]:
+    """The cells of one genotype: beside the run they come from, else in the current folder under their name."""
+    is_run = os.path.isdir(target)  # False for a text too long for a path
+    name = Path(target).resolve().name if is_run else Path(target).stem if target.isidentifier() else "cells"
+    files = draw_cells(_genotype(target), out or (Path(target, "figures", "cells") if is_run else name), title=name)
+    if len(files) == 1:
+        raise utils.UserError(f"only {files[0]} was written; with Graphviz, dot -Tsvg -O {files[0]} draws it")
+    return files
 
 
 def _genotype(target: str) -> Genotype:
@@ -1018,46 +600,15 @@ def _genotype(target: str) -> Genotype:
         raise utils.UserError(str(error)) from None
 
 
-def main(args: argparse.Namespace) -> None:
-    """Draw what was asked for and print the files that were written."""
-    size = IMAGENET if args.imagenet else CIFAR
-    size = size._replace(init_channels=args.init_channels or size.init_channels, layers=args.layers or size.layers)
-    with matplotlib.rc_context(RC):
-        if args.all:
-            files = [file for target in args.targets for file in write_report(load_run(target))]
-        elif len(args.targets) > 1:
-            rows = compare(args.targets, size)
-            print(comparison_table(rows) + "\n")
-            path = args.out or "comparison"
-            save_figure(comparison_figure(rows, size), path)
-            files = [_suffixed(path, "svg"), _suffixed(path, "png")]
-        else:
-            files = _draw(args.targets[0], args.out)
-    for file in files:
-        print(file)
-
-
-def _draw(target: str, out: str | None) -> list[Path]:
-    """The cells of one genotype: beside the run they come from, else in the current folder under their name."""
-    genotype = _genotype(target)
-    is_run = os.path.isdir(target)  # False for a text too long for a path
-    name = Path(target).resolve().name if is_run else Path(target).stem if target.isidentifier() else "cells"
-    files = draw_cells(genotype, out or (Path(target) / "figures" / "cells" if is_run else name), title=name)
-    if len(files) == 1:
-        raise utils.UserError(f"only {files[0]} was written; with Graphviz, dot -Tsvg -O {files[0]} draws it")
-    return files
-
-
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "targets", nargs="+", metavar="RUN|GENOTYPE", help="run folder, name, genotype.txt, literal; several: compare"
-    )
-    parser.add_argument("--all", action="store_true", help="all figures of a run, and its report.html")
-    parser.add_argument("--out", metavar="PATH", help="where to draw cells or comparison to, without suffix")
-    parser.add_argument("--init_channels", type=int, help="width at which a comparison counts (36; ImageNet: 46)")
-    parser.add_argument("--layers", type=int, help="depth at which a comparison counts (20; ImageNet: 14)")
-    parser.add_argument("--imagenet", action="store_true", help="count the ImageNet network at 224 pixels")
+    add = parser.add_argument
+    add("targets", nargs="+", metavar="RUN|GENOTYPE", help="run folder, name, genotype.txt, literal; several: compare")
+    add("--all", action="store_true", help="all figures of a run, and its report.html")
+    add("--out", metavar="PATH", help="where to draw cells or comparison to, without suffix")
+    add("--init_channels", type=int, help="width at which a comparison counts (36; ImageNet: 46)")
+    add("--layers", type=int, help="depth at which a comparison counts (20; ImageNet: 14)")
+    add("--imagenet", action="store_true", help="count the ImageNet network at 224 pixels")
     return parser
 
 

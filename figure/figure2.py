@@ -18,12 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Arc, Circle, FancyArrowPatch, Rectangle
 
 import visualize
-from genotypes import PRIMITIVES
+from genotypes import CELL_TYPES, PRIMITIVES
+from genotypes import EDGE_LIST as EDGES
 from model_search import DynamicSpace
-from visualize import INK, LINE, LOOK, MUTED, PAPER, SOFT
+from visualize import INK, LINE, LOOK, MUTED, PAPER, SOFT, look
 
-EDGES = visualize.edge_list()
-COLORS = [LOOK[op].color for op in PRIMITIVES]
+COLORS = [look(op).color for op in PRIMITIVES]
 HEIGHT = 6.5  # inches
 STEP = 0.26  # between the arcs of two operations on the same edge
 
@@ -31,7 +31,7 @@ STEP = 0.26  # between the arcs of two operations on the same edge
 def simulate(rounds: int = 60, seed: int = 3) -> DynamicSpace:
     """A space after so many updates and samplings, shrunk twice on the way, some operations better than others."""
     rng = np.random.default_rng(seed)
-    quality = {kind: rng.normal(0, 1, (len(EDGES), len(PRIMITIVES))) for kind in visualize.CELLS}
+    quality = {kind: rng.normal(0, 1, (len(EDGES), len(PRIMITIVES))) for kind in CELL_TYPES}
     space = DynamicSpace(PRIMITIVES)
     for step in range(rounds):
         if step in (rounds // 3, 2 * rounds // 3):
@@ -56,9 +56,8 @@ def squares(axis: Axes, size: np.ndarray, available: np.ndarray) -> None:
                 side = 0.84 * np.sqrt(size[edge, op])
                 axis.add_patch(Rectangle((op - side / 2, edge - side / 2), side, side, color=color, linewidth=0))
     axis.set(xlim=(-0.7, len(COLORS) - 0.3), ylim=(len(EDGES) - 0.3, -0.7), aspect="equal", anchor="C")
-    names = [f"{visualize.source_name(source)} → {node}" for node, source in EDGES]
-    axis.set_yticks(range(len(EDGES)), names, fontsize=5.5)
-    axis.set_xticks(range(len(COLORS)), [LOOK[op].label for op in PRIMITIVES], fontsize=5.5, rotation=90)
+    axis.set_yticks(range(len(EDGES)), visualize.EDGE_NAMES, fontsize=5.5)
+    axis.set_xticks(range(len(COLORS)), [look(op).label for op in PRIMITIVES], fontsize=5.5, rotation=90)
     axis.tick_params(length=0, pad=1, labeltop=True, labelbottom=False)
     axis.grid(False)
     axis.spines[:].set_visible(False)
@@ -72,13 +71,9 @@ def arcs(axis: Axes, edges: list[tuple[int, int, str]]) -> None:
         start, end = source, node + 2
         below = source < 2
         height = 0.7 * (end - start) + STEP * index
-        look = LOOK[op]
-        axis.add_patch(
-            Arc(((start + end) / 2, 0), end - start, 2 * height, theta1=180 * below, theta2=180 + 180 * below,
-                color=look.color, linestyle=look.dashes, linewidth=0.8 * look.width)
-        )  # fmt: skip
-    names = ["$c_{k{-}2}$", "$c_{k{-}1}$", "0", "1", "2", "3"]
-    for place, name in enumerate(names):
+        angles = {"theta1": 180 * below, "theta2": 180 + 180 * below}
+        axis.add_patch(Arc(((start + end) / 2, 0), end - start, 2 * height, **angles, **visualize.line_style(op)))
+    for place, name in enumerate(visualize.SOURCES):
         axis.add_patch(Circle((place, 0), 0.34, facecolor=SOFT, edgecolor=MUTED, linewidth=0.7, zorder=3))
         axis.text(place, 0, name, ha="center", va="center", fontsize=6, zorder=4)
     axis.set(xlim=(-0.6, 5.6), ylim=(-4.4, 3.2), aspect="equal")
@@ -126,11 +121,10 @@ def draw() -> Figure:
     arcs(panel(figure, 2, 1, "4  Search", text), [(*EDGES[e], PRIMITIVES[o]) for e, o in np.argwhere(active) if o])
     text = "running mean of an operation's\n" + r"weight $p_\alpha\,\sigma(\beta)$ while it is active"
     squares(panel(figure, 1, 1, "5  Saliency", text), saliency / saliency.max(), available)
-    kept = visualize.chosen(space.genotype(), "normal")
     cell = panel(
         figure, 0, 1, "6  Genotype", "the two edges of highest saliency\nat each node, with their best operation"
     )
-    arcs(cell, [(*place, op) for place, op in kept.items()])
+    arcs(cell, [(*edge, op) for edge, op in visualize.kept(space.genotype(), "normal")])
 
     arrow(figure, (0.302, 0.77), (0.354, 0.77))
     arrow(figure, (0.646, 0.77), (0.698, 0.77))
@@ -138,7 +132,8 @@ def draw() -> Figure:
     arrow(figure, (0.698, 0.29), (0.646, 0.29))
     arrow(figure, (0.5, 0.505), (0.5, 0.545), "every M steps", (0.012, 0))
     arrow(figure, (0.354, 0.29), (0.302, 0.29), "end", (0, 0.022))
-    keys = [Line2D([], [], color=k.color, linestyle=k.dashes, linewidth=k.width, label=k.label) for k in LOOK.values()]
+    ops = [op for op in LOOK if op in PRIMITIVES]
+    keys = [Line2D([], [], label=look(op).label, **visualize.line_style(op, scale=1)) for op in ops]
     figure.legend(handles=keys, loc="lower center", ncols=len(keys), fontsize=7, handlelength=2.2, columnspacing=1.2)
     return figure
 

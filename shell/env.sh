@@ -1,24 +1,22 @@
 # Sourced by the scripts of this folder: goes to the project's root and sets PYTHON to an interpreter that has what
-# REQUIREMENTS list (requirements.txt by default): the current python3 if it has, otherwise .venv, made when missing.
-# A PYTHON that is set already is taken as it is.
+# REQUIREMENTS list (requirements.txt by default): the current python3 if it has them, otherwise
+# .venv, made when missing. A PYTHON that is set already is taken as it is.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 REQUIREMENTS=${REQUIREMENTS:-requirements.txt}
 
-satisfied() { # does this python have every NAME>=VERSION of the requirements?
+satisfied() { # does this python have every requirement? (packaging comes with matplotlib)
     "$1" - $REQUIREMENTS <<'PYTHON' 2>/dev/null
-import re, sys
+import sys
 from importlib.metadata import version
-
-def numbers(text):
-    return [int(n) for n in re.findall(r"\d+", text.split("+")[0])[:3]]
+from packaging.requirements import Requirement
 
 assert sys.version_info >= (3, 10)
 for path in sys.argv[1:]:
     for line in open(path):
         if line.strip() and not line.startswith("#"):
-            name, low = line.strip().split(">=")
-            assert numbers(version(name)) >= numbers(low)
+            wanted = Requirement(line.strip())
+            assert wanted.specifier.contains(version(wanted.name), prereleases=True)
 PYTHON
 }
 

@@ -20,6 +20,7 @@ import genotypes
 import imagenet_split
 import model
 import retrain
+import runs
 import search
 import utils
 
@@ -84,13 +85,13 @@ def check_search(folder: Path, steps: int) -> None:
         assert line["available"][cell] == [0b1111] * 14 and line["active_ops"][cell] == 28
     genotype = genotypes.load(str(folder))
     assert {op for op, _ in genotype.normal} <= set(primitives[:4])
-    assert utils.load_checkpoint(folder / "checkpoint.pt")["epoch"] == 1
+    assert runs.load_checkpoint(folder / "checkpoint.pt")["epoch"] == 1
 
 
 def check_retraining(folder: Path) -> None:
     (line,) = history(folder)
     assert line["drop_path"] == 0 and 0 <= line["test_acc"] <= line["test_acc_top5"] <= 100
-    best, last = (utils.load_checkpoint(folder / name) for name in ("best.pt", "checkpoint.pt"))
+    best, last = (runs.load_checkpoint(folder / name) for name in ("best.pt", "checkpoint.pt"))
     assert best["epoch"] == last["epoch"] == 1 and best["best_acc_top1"] == line["test_acc"]
     assert "auxiliary_head.classifier.weight" in last["state_dict"]
     assert "auxiliary_head.features.6.weight" not in last["state_dict"]  # as in DDSAS

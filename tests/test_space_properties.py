@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import genotypes
-import utils
+import runs
 from genotypes import EDGES, NODES, PRIMITIVES
 from model_search import CELL_TYPES, DynamicSpace
 
@@ -134,8 +134,8 @@ class AnySequence(RuleBasedStateMachine):
 
 def through_a_file(state: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        utils.save_checkpoint(Path(folder) / "checkpoint.pt", state)
-        return utils.load_checkpoint(Path(folder) / "checkpoint.pt")
+        runs.save_checkpoint(Path(folder) / "checkpoint.pt", state)
+        return runs.load_checkpoint(Path(folder) / "checkpoint.pt")
 
 
 TestAnySequence = AnySequence.TestCase

@@ -1,0 +1,648 @@
+"""Whole files, checkpoints from anywhere, run folders, signals: what must hold when things go wrong."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import shlex
+import signal
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import genotypes
+import model
+import retrain
+import runs
+import search
+import train_cifar
+import train_imagenet
+import utils
+from runs import RunFolder
+from utils import UserError
+
+
+def parse(*argv: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    utils.add_run_arguments(parser)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--add_layers", action="append", type=int, default=[0])
+    parser.add_argument("--cutout", action="store_true")
+    return utils.parse(parser, [str(a) for a in argv])
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def fork(function: Callable[[], object]) -> int:
+    """Run a function in a child process; the child's id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        finally:
+            os._exit(1)
+    return pid
+
+
+def exit_code(pid: int) -> int:
+    """The exit code of a child; negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
+
+
+# ---- checkpoints of our own -----------------------------------------------------------------------------------------
+
+
+def content() -> dict:
+    """A small checkpoint with everything that ours hold."""
+    utils.set_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.BatchNorm1d(5))
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    plain = {"epoch": 3, "lr": 0.1, "note": "é", "best": None, "args": {"a": [1, (2, True)]}}
+    return plain | {
+        "state_dict": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "half": torch.ones(3).bfloat16(),
+        "mask": torch.tensor([True, False]),
+        "rng": utils.rng_state(),
+        "bandit": np.random.default_rng(3).bit_generator.state,
+    }
+
+
+def saved(state: object, zipped: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+STATE = content()
+ZIPPED, LEGACY = saved(STATE), saved(STATE, zipped=False)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_checkpoint_comes_back_exactly(tmp_path, zipped):
+    weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    shared = OrderedDict(a=weight, b=weight, row=weight[1:], p=torch.nn.Parameter(weight.clone()), none=torch.empty(0))
+    (tmp_path / "c.pt").write_bytes(saved(STATE | {"shared": shared}, zipped))
+    state = runs.read_weights(tmp_path / "c.pt")
+    loaded = state.pop("shared")
+    assert same(state, STATE)
+    assert all(torch.equal(loaded[key], shared[key]) for key in shared)
+    assert loaded["a"].data_ptr() == loaded["b"].data_ptr()
+
+
+def test_generators_go_on_where_they_were(tmp_path):
+    def draw() -> list:
+        return [random.random(), np.random.rand(), torch.rand(2).tolist(), generator.integers(10**9)]
+
+    generator = np.random.default_rng(7)
+    utils.set_seed(1)
+    runs.save_checkpoint(tmp_path / "c.pt", {"rng": utils.rng_state(), "bandit": generator.bit_generator.state})
+    expected = draw()
+    state = runs.load_checkpoint(tmp_path / "c.pt")
+    utils.set_rng_state(state["rng"])
+    generator = np.random.default_rng()
+    generator.bit_generator.state = state["bandit"]  # 128-bit integers
+    assert draw() == expected
+
+
+def test_previous_checkpoint_serves_when_the_last_is_damaged_or_missing(tmp_path, capsys):
+    path = tmp_path / "checkpoint.pt"
+    for epoch in range(3):
+        runs.save_checkpoint(path, {"epoch": epoch})
+    assert runs.load_checkpoint(path) == {"epoch": 2} and not capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.prev.pt", "checkpoint.pt"]
+    path.write_bytes(path.read_bytes()[:-30])
+    assert runs.load_checkpoint(path) == {"epoch": 1} and "warning" in capsys.readouterr().err
+    path.unlink()
+    assert runs.load_checkpoint(path) == {"epoch": 1}
+
+
+def test_killed_while_writing_leaves_a_good_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+
+    def write() -> None:
+        epoch = 0
+        while True:
+            epoch += 1
+            runs.save_checkpoint(path, {"epoch": epoch, "weights": torch.full((200_000,), epoch)})
+
+    draw, last = random.Random(5), 0
+    for _ in range(15):
+        pid = fork(write)
+        time.sleep(0.03 + 0.05 * draw.random())
+        os.kill(pid, signal.SIGKILL)
+        assert exit_code(pid) == -signal.SIGKILL
+        for file in tmp_path.glob("*.pt"):
+            state = runs.read_weights(file)
+            last = max(last, state["epoch"])
+            assert (state["weights"] == state["epoch"]).all()
+        assert path.exists() or not last
+    assert last > 0
+
+
+@pytest.mark.parametrize("step", ["fsync", "link", "replace"])
+def test_write_that_fails_anywhere_leaves_the_last_checkpoint(tmp_path, monkeypatch, step):
+    path = tmp_path / "checkpoint.pt"
+    runs.save_checkpoint(path, {"epoch": 0})
+    runs.save_checkpoint(path, {"epoch": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, full)
+        try:
+            runs.save_checkpoint(path, {"epoch": 2})  # can do without hard links
+        except OSError as error:
+            assert error.filename == str(path) and step != "link"
+    assert runs.load_checkpoint(path)["epoch"] == (2 if step == "link" else 1)
+    assert not list(tmp_path.glob(".*"))
+
+
+# ---- damaged and hostile files --------------------------------------------------------------------------------------
+
+
+def with_content(data: bytes, change: Callable[[bytes], bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    """A checkpoint in a zip file with another data.pkl, and right checksums."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, change(old.read(name)) if name.endswith("data.pkl") else old.read(name))
+    return out.getvalue()
+
+
+def huge(zipped: bool, place: int, numel: int) -> bytes:
+    """A file that claims `numel` floats: in its storage (place 0) or in its tensor (place 1); it holds 300."""
+
+    def claim(pickled: bytes) -> bytes:
+        parts = pickled.split(b"M\x2c\x01", 2)  # 300
+        small, big = b"M\x2c\x01", b"\x8a\x08" + numel.to_bytes(8, "little", signed=True)
+        return parts[0] + (big if place == 0 else small) + parts[1] + (big if place == 1 else small) + parts[2]
+
+    data = saved({"a": torch.arange(300.0)}, zipped)
+    return with_content(data, claim) if zipped else claim(data)
+
+
+def nested(depth: int) -> bytes:
+    """A dict with a key of tuples in tuples: hash() needs a stack of that depth."""
+    return b"\x80\x02})" + b"\x85" * depth + b"K\x01s."
+
+
+class Calls:
+    """Asks to call a function when it is read."""
+
+    def __init__(self, *call: object) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple:
+        return self.call[0], self.call[1:]
+
+
+EVIL = {"a": Calls(os.mkdir, "i_was_executed")}
+HOSTILE_FILES = {
+    "code": (lambda: saved(EVIL), "carries code (posix.mkdir)"),
+    "code_legacy": (lambda: saved(EVIL, zipped=False), "carries code (posix.mkdir)"),
+    "code_pickle2": (lambda: pickle.dumps(EVIL, protocol=2), "carries code (posix.mkdir)"),
+    "code_pickle5": (lambda: pickle.dumps(EVIL, protocol=5), "carries code"),
+    "whole_module": (lambda: saved(torch.nn.Linear(2, 2)), "carries code (torch.nn.modules.linear.Linear)"),
+    "code_with_escapes": (lambda: b"\x80\x02cos\x1b[31m\x07\nsystem\n.", "carries code (os [31m .system)"),
+    "bytearray": (lambda: saved({"a": Calls(bytearray, 10**12)}), "bytearray"),  # weights_only allows it
+    "storage": (lambda: saved({"a": Calls(torch.UntypedStorage, 10**12)}), "UntypedStorage"),  # and this
+    "huge_storage": (lambda: huge(True, 0, 10**13), "damaged"),
+    "larger_storage": (lambda: huge(True, 0, 301), "damaged"),
+    "huge_tensor": (lambda: huge(True, 1, 10**13), "larger than its data"),
+    "negative_tensor": (lambda: huge(True, 1, -5), "damaged"),
+    "huge_storage_legacy": (lambda: huge(False, 0, 10**13), "damaged"),
+    "large_storage_legacy": (lambda: huge(False, 0, 10**9), "damaged"),
+    "huge_tensor_legacy": (lambda: huge(False, 1, 10**13), "damaged"),
+    "large_tensor_legacy": (lambda: huge(False, 1, 10**9), "damaged"),
+    "rest_legacy": (lambda: LEGACY + b"x", "1 bytes too many"),
+    "zero_strides": (lambda: saved({"a": torch.zeros(1).as_strided((10**6, 10**6), (0, 0))}), "larger than its data"),
+    "sparse": (lambda: saved({"a": torch.eye(3).to_sparse()}), "torch._utils._rebuild_sparse_tensor"),
+    "deflated": (lambda: with_content(ZIPPED, bytes, zipfile.ZIP_DEFLATED), "not as torch.save writes it"),
+    "nested_key": (lambda: with_content(ZIPPED, lambda _: nested(10**6)), "nested more than"),
+    "nested_key_legacy": (lambda: saved({}, zipped=False)[:-20] + nested(10**6), "damaged"),
+    "tensor_alone": (lambda: saved(torch.ones(2)), "holds a Tensor, expected a dict"),
+    "empty": (lambda: b"", "damaged, cut off, or not a checkpoint"),
+    "text": (lambda: b"Genotype(normal=[])\n" * 100, "damaged, cut off, or not a checkpoint"),
+    "zip": (lambda: b"PK\x05\x06" + bytes(18), "damaged, cut off, or not a checkpoint"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_FILES)
+def test_hostile_file_is_refused_in_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    make, expected = HOSTILE_FILES[name]
+    Path("c.pt").write_bytes(make())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError) as refused:
+        runs.read_weights("c.pt")
+    assert expected in str(refused.value) and str(refused.value).isprintable() and "c.pt" in str(refused.value)
+    assert not Path("i_was_executed").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
+
+
+def test_missing_file_and_folder_are_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing.pt"):
+        with pytest.raises(UserError, match="cannot be read"):
+            runs.read_weights(path)
+
+
+def test_no_byte_of_the_directory_can_change_the_weights(tmp_path):
+    """Among them are file attributes: to PyTorch a record with the folder bit has no data."""
+    with zipfile.ZipFile(io.BytesIO(ZIPPED)) as file:
+        start, infos = file.start_dir, file.infolist()
+    assert len(infos) > 10
+    for place in range(start, len(ZIPPED), 7):  # 7 and 46 + the lengths of names: all fields come up
+        changed = bytearray(ZIPPED)
+        changed[place] ^= 0x10
+        (tmp_path / "c.pt").write_bytes(changed)
+        try:
+            assert same(runs.read_weights(tmp_path / "c.pt"), STATE)
+        except UserError as error:
+            assert str(error).isprintable()
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """A file with one to three accidents: cut off, bits turned, blocks lost, repeated, swapped or overwritten."""
+    for _ in range(draw.choice([1, 1, 2, 3])):
+        a, b = sorted(draw.randrange(len(data) + 1) for _ in range(2))
+        if draw.random() < 0.5:  # where the directory of the zip is, and the instructions
+            a, b = draw.choice([(0, a // 20), (len(data) - (len(data) - b) // 20, len(data))])
+        b = max(b, a + 1)
+        middle, noise = (a + b) // 2, draw.randbytes(len(data[a:b]))
+        bit = draw.randrange(8 * a, 8 * b)
+        kinds = {
+            "cut": data[:a],
+            "bit": data[: bit // 8] + bytes(x ^ 1 << bit % 8 for x in data[bit // 8 :][:1]) + data[bit // 8 + 1 :],
+            "zeros": data[:a] + bytes(len(noise)) + data[b:],
+            "noise": data[:a] + noise + data[b:],
+            "lost": data[:a] + data[b:],
+            "twice": data[:b] + data[a:],
+            "append": data + noise[:100],
+            "swap": data[:a] + data[middle:b] + data[a:middle] + data[b:],
+        }
+        data = kinds[draw.choice(["bit", *kinds])]
+    return data
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.long)])
+def test_damaged_legacy_file_is_refused_in_one_line_or_is_a_dict(tmp_path, count):
+    """That format has no checksums: that nothing crashes is all that can be had, but for a file that is cut off."""
+    path, draw = tmp_path / "c.pt", random.Random(count)
+    for number in range(count):
+        cut = LEGACY[: number * len(LEGACY) // count]
+        path.write_bytes(cut if number % 2 else mutated(LEGACY, draw))
+        try:
+            assert isinstance(runs.read_weights(path), dict) and not number % 2
+        except UserError as error:
+            assert str(error).isprintable() and str(path) in str(error)
+
+
+# ---- damaged and hostile checkpoints in evaluate.py -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def best() -> dict:
+    """What best.pt of a retraining holds, with random weights."""
+    torch.manual_seed(0)
+    genotype = genotypes.load("DDSAS_cifar10")
+    network = model.NetworkCIFAR(2, 3, 3, False, genotype)
+    shape = {"network": "NetworkCIFAR", "init_channels": 2, "layers": 3, "num_classes": 3, "image_size": 8}
+    return {"state_dict": network.state_dict(), "genotype": str(genotype), "dataset": "folder", **shape}
+
+
+@pytest.fixture
+def evaluated(pictures, capsys):
+    """evaluated(file) -> (exit code, results or None, lines of stderr) of `python evaluate.py` in this process."""
+
+    def run(file: Path) -> tuple[int, dict | None, list[str]]:
+        argv, code = ["--model_path", file, "--data", pictures, "--device", "cpu", "--workers", 1, "--json"], 0
+        try:
+            utils.cli(evaluate.main, evaluate.get_parser(), [*map(str, argv)])
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        results = {name: json.loads(out)[name] for name in ("top1", "loss", "images", "genotype")} if out else None
+        return code, results, err.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.long)])
+def test_mutated_checkpoint_is_refused_or_evaluates_as_before(best, evaluated, tmp_path, count):
+    file, good, draw, refusals = tmp_path / "best.pt", saved(best), random.Random(count), 0
+    file.write_bytes(good)
+    code, expected, _ = evaluated(file)
+    assert code == 0
+    torch.save({"state_dict": {}}, tmp_path / "best.prev.pt")  # other weights, never taken
+    for _ in range(count):
+        file.write_bytes(mutated(good, draw))
+        code, results, lines = evaluated(file)
+        if code == 0:
+            assert results == expected
+        else:
+            assert code == 2 and results is None and len(lines) == 1 and str(file) in lines[0]
+            refusals += 1
+    assert 0.7 * count < refusals < count
+
+
+def claims(name: str, *shape: int) -> Callable[[dict], None]:
+    """A tensor without data in place of one, or in addition."""
+    return lambda checkpoint: checkpoint["state_dict"].update({name: torch.empty(shape)})
+
+
+def many_cells(checkpoint: dict) -> None:
+    checkpoint["state_dict"] |= {f"cells.{n}.preprocess0.op.1.weight": torch.empty(0) for n in range(10_000)}
+
+
+HOSTILE_CHECKPOINTS = {
+    "cells": many_cells,
+    "cell 9999": claims("cells.9999.preprocess0.op.1.weight", 0),
+    "channels": claims("stem.0.weight", 2**60, 0),
+    "channels everywhere": lambda c: [claims(name, 2**60, 0)(c) for name in list(c["state_dict"]) if "stem" in name],
+    "classes": lambda c: [claims(f"classifier.{name}", 2**62, 0)(c) for name in ("bias", "weight")],
+    "no channels": lambda c: [claims(name, 0)(c) for name in list(c["state_dict"]) if "stem" in name],
+    "image size": lambda c: c.update(image_size=10**9),
+    "image size of text": lambda c: c.update(image_size="8"),
+    "image size below 0": lambda c: c.update(image_size=-8),
+    "dataset": lambda c: c.update(dataset="imagenet"),
+    "dataset of lists": lambda c: c.update(dataset=[["folder"]]),
+    "genotype of code": lambda c: c.update(genotype="Genotype(normal=__import__('os').abort())"),
+    "genotype in a file": lambda c: c.update(genotype="/etc/passwd"),
+    "genotype by name": lambda c: c.update(genotype="PDARTS"),
+    "genotype of lists": lambda c: c.update(genotype=[["PDARTS"]]),
+    "other genotype": lambda c: c.update(genotype=str(genotypes.PDARTS)),
+    "escape codes": claims("\x1b[31mred\n\x07", 1),
+    "integers": lambda c: c["state_dict"].update({"classifier.bias": torch.zeros(3, dtype=torch.int64)}),
+    "list of weights": lambda c: c.update(state_dict=list(c["state_dict"].values())),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_CHECKPOINTS)
+def test_hostile_checkpoint_is_refused_before_memory_is_taken(best, evaluated, tmp_path, name):
+    checkpoint = best | {"state_dict": dict(best["state_dict"])}
+    HOSTILE_CHECKPOINTS[name](checkpoint)
+    torch.save(checkpoint, tmp_path / "best.pt")
+    memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
+    code, results, errors = evaluated(tmp_path / "best.pt")
+    assert code == 2 and results is None and len(errors) == 1, (results, errors)
+    assert errors[0].isprintable()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
+    assert time.time() - started < 20
+
+
+# ---- run folders ----------------------------------------------------------------------------------------------------
+
+
+def test_run_folder_tells_everything(tmp_path, capsys):
+    run = RunFolder.create(tmp_path / "a", parse("--seed", 3, "--quiet"), "search.py")
+    run.log("hidden by --quiet")
+    run.genotype("Genotype(...)")
+    run.history({"epoch": 0, "loss": np.float64(0.5), "visits": np.ones(2), "alpha": torch.zeros(1)})
+    run.close()
+    assert capsys.readouterr().out == f"run folder: {tmp_path / 'a'}\n"
+    assert "hidden by --quiet" in (run.folder / "log.txt").read_text()
+    assert (run.folder / "genotype.txt").read_text() == "Genotype(...)\n"
+    line = {"epoch": 0, "loss": 0.5, "visits": [1.0, 1.0], "alpha": [0.0]}
+    assert json.loads((run.folder / "history.jsonl").read_text()) == line
+    record = json.loads((run.folder / "args.json").read_text())
+    assert record["script"] == "search.py" and record["seed"] == 3 and record["command"].startswith("python ")
+    assert set(record["versions"]) == {"python", "torch", "torchvision", "numpy"}
+    assert record["args"]["batch_size"] == 64 and not {"given", "resume"} & set(record["args"])
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    RunFolder.create(tmp_path, parse("--epochs", 3), "search.py").close()
+    run = RunFolder.create(tmp_path, parse(), "search.py")  # the first one did nothing yet, a typing error perhaps
+    assert json.loads((tmp_path / "args.json").read_text())["args"]["epochs"] == 4
+    run.checkpoint({})
+    run.close()
+    with pytest.raises(UserError, match="--resume .* --save"):
+        RunFolder.create(tmp_path, parse(), "search.py")
+
+
+def test_a_second_process_in_the_folder_is_refused(tmp_path):
+    folder, ready = tmp_path / "run", tmp_path / "ready"
+
+    def hold() -> None:
+        run = RunFolder.create(folder, parse(), "search.py")
+        if os.fork():  # a loader worker, forked, outlives its killed parent for seconds: it must not keep the lock
+            ready.touch()
+        time.sleep(5)
+        run.close()
+
+    pid = fork(hold)
+    wait_for(ready)
+    with pytest.raises(UserError, match="in use by another process"):
+        RunFolder.resume(folder, parse(), "search.py")
+    os.kill(pid, signal.SIGKILL)
+    exit_code(pid)
+    RunFolder.resume(folder, parse(), "search.py").close()
+
+
+def test_resume_takes_the_stored_arguments_and_refuses_others_by_name(tmp_path):
+    RunFolder.create(tmp_path, parse("--batch_size", 32, "--add_layers", 6, "--workers", 1), "search.py").close()
+    args = parse("--batch_size", 32, "--workers", 4, "--epochs", 9, "--quiet")
+    RunFolder.resume(tmp_path, args, "search.py", may_change=["epochs"]).close()
+    assert (args.batch_size, args.add_layers, args.workers, args.epochs, args.quiet) == (32, [0, 6], 4, 9, True)
+    assert json.loads((tmp_path / "args.json").read_text())["args"]["epochs"] == 9
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError) as refused:
+        RunFolder.resume(tmp_path, parse("--batch_size", 64, "--cutout", "--seed", 0), "search.py")
+    assert "--batch_size (was 32, now 64), --cutout (was False, now True)" in str(refused.value)
+    assert "--seed" not in str(refused.value)
+    with pytest.raises(UserError, match="a run of search.py"):
+        RunFolder.resume(tmp_path, parse(), "retrain.py")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for text in ("", "[]", '{"args": 3}'):
+        (tmp_path / "args.json").write_text(text)
+        with pytest.raises(UserError, match="not a run folder"):
+            RunFolder.resume(tmp_path, parse(), "search.py")
+
+
+def test_auto_is_the_newest_run_of_this_experiment(tmp_path):
+    for age, (name, script, argv) in enumerate(
+        [
+            ("new", "search.py", ["--batch_size", 32]),
+            ("old", "search.py", ["--batch_size", 32]),
+            ("other_batch", "search.py", []),
+            ("other_script", "retrain.py", ["--batch_size", 32]),
+            ("no_checkpoint", "search.py", ["--batch_size", 32]),
+        ]
+    ):
+        run = RunFolder.create(tmp_path / name, parse(*argv), script)
+        if name != "no_checkpoint":
+            run.checkpoint({})
+            os.utime(run.folder / "checkpoint.pt", (1e9 - age * (1 if name in ("new", "old") else -1),) * 2)
+        run.close()
+    run = RunFolder.resume("auto", parse("--batch_size", 32, "--save", tmp_path / "x"), "search.py", ["save"])
+    assert run.folder == tmp_path / "new"
+    run.close()
+    with pytest.raises(UserError, match="--resume auto: .* has no run of search.py with these arguments"):
+        RunFolder.resume("auto", parse("--batch_size", 31, "--save", tmp_path / "x"), "search.py", ["save"])
+
+
+@pytest.mark.parametrize(
+    "change", ["--learning_rate_min 0.001", "--drop_path_prob 0.1", "--lr_scheduler linear", "--gumbel"]
+)
+def test_epochs_stay_where_a_schedule_depends_on_them(change):
+    script = retrain if "lr_scheduler" in change else search
+    constant = "--learning_rate 0.01 --learning_rate_min 0.01 --drop_path_prob 0"
+    args = script.get_parser().parse_args(constant.split())
+    args.epochs = 7
+    runs.check_epochs(args, {"epochs": 6})
+    args = script.get_parser().parse_args(f"{constant} {change}".split())
+    runs.check_epochs(args, {"epochs": args.epochs})
+    with pytest.raises(UserError, match="--epochs was 6"):
+        runs.check_epochs(args, {"epochs": 6})
+
+
+def test_history_after_the_checkpoint_is_cut_off(tmp_path):
+    run = RunFolder.create(tmp_path, parse(), "search.py")
+    assert run.load() is None
+    run.history({"epoch": 0})
+    run.timing({"epoch": 0})
+    run.checkpoint({"epoch": 1})
+    run.history({"epoch": 1})
+    with open(tmp_path / "history.jsonl", "a") as file:
+        file.write('{"epo')  # killed in the middle of a line
+    (tmp_path / ".checkpoint.pt.123.new.tmp").write_bytes(b"half")
+    run.close()
+    run = RunFolder.resume(tmp_path, parse(), "search.py")
+    assert run.load()["epoch"] == 1
+    assert (tmp_path / "history.jsonl").read_text() == (tmp_path / "timing.jsonl").read_text() == '{"epoch": 0}\n'
+    assert not list(tmp_path.glob(".*"))
+    run.history({"epoch": 1})
+    assert (tmp_path / "history.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+    torch.save({"state_dict": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="not the checkpoint of a run"):
+        run.load()
+    run.close()
+
+
+def test_tensorboard_events_do_not_double(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunFolder.create(tmp_path, parse(), "search.py")
+    for epoch in range(3):
+        run.tensorboard.add_scalar("loss", epoch, epoch)
+        run.history({"epoch": epoch})
+        if epoch == 1:
+            run.checkpoint({"epoch": 2})
+    run.close()
+    run = RunFolder.resume(tmp_path, parse(), "search.py")
+    run.load()
+    run.tensorboard.add_scalar("loss", 20, 2)
+    run.close()
+    events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(0, 0), (1, 1), (2, 20)]
+
+
+@pytest.mark.parametrize(
+    "state, name",
+    [
+        ({"lr": 0.1, "step": 10**400, "mask": torch.tensor([True]), "best": None}, None),
+        ({"optimizer": {"state": [{"step": 1}, {"momentum": torch.tensor([1.0, np.nan])}]}}, "optimizer state 1 mom"),
+        ({"rng": (3, (1, float("inf")))}, "rng 1 1"),
+    ],
+)
+def test_checkpoint_with_a_number_that_is_not_finite_is_refused_with_its_name(tmp_path, state, name):
+    run = RunFolder.create(tmp_path, parse(), "search.py")
+    if name:
+        with pytest.raises(utils.Diverged, match=f"epoch 3, step 4: {name}.* is not finite"):
+            run.checkpoint(state | {"epoch": 3, "step": 4})
+    else:
+        run.checkpoint(state)
+    assert (tmp_path / "checkpoint.pt").exists() == (name is None)
+    run.close()
+
+
+# ---- commands and signals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "script, args, command",
+    [
+        ("search.py", "--dataset cifar10", "retrain.py --dataset cifar10 --cutout --auxiliary --arch 'logs/a run'"),
+        (
+            "search.py",
+            "--dataset folder --data 'my images' --image_size 32 --batch_size 9",
+            "retrain.py --dataset folder --data 'my images' --image_size 32 --cutout --auxiliary --arch 'logs/a run'",
+        ),
+        ("train_search.py", "", "train_cifar.py --cutout --auxiliary --arch 'logs/a run'"),
+        ("train_search.py", "--cifar100", "train_cifar.py --cifar100 --cutout --auxiliary --arch 'logs/a run'"),
+        (
+            "train_search.py",
+            "--dataset fashion_mini --tmp_data_dir elsewhere",
+            "train_cifar.py --dataset fashion_mini --tmp_data_dir elsewhere --cutout --auxiliary --arch 'logs/a run'",
+        ),
+        ("train_search.py", "--dataset imagenet", "train_imagenet.py --auxiliary --arch 'logs/a run'"),
+    ],
+)
+def test_retrain_command_says_what_was_searched(script, args, command):
+    import train_search
+
+    given = {"search.py": search, "train_search.py": train_search}[script].get_parser().parse_args(shlex.split(args))
+    assert runs.retrain_command(script, vars(given), "logs/a run") == f"python {command}"
+    retraining = {"retrain.py": retrain, "train_cifar.py": train_cifar, "train_imagenet.py": train_imagenet}
+    _, name, *flags = shlex.split(runs.retrain_command(script, vars(given), Path("logs/a run")))
+    parsed = retraining[name].get_parser().parse_args(flags)
+    assert (parsed.dataset, parsed.arch, parsed.auxiliary) == (given.dataset, "logs/a run", True)
+    if given.dataset != "imagenet":
+        assert (parsed.data, parsed.image_size, parsed.cutout) == (given.data, given.image_size, True)
+
+
+def test_retrain_command_for_imagenet_has_the_published_settings():
+    args = {"dataset": "imagenet", "data": ".data/imagenet_split", "image_size": None}
+    _, _, *flags = shlex.split(runs.retrain_command("search.py", args, "logs/run"))
+    parser, script = retrain.get_parser(), (Path(retrain.__file__).parent / "shell/retrain_imagenet.sh").read_text()
+    _, *published, _ = shlex.split(script[script.index("retrain.py \\") :].replace("\\\n", ""))
+    expected, parsed = vars(parser.parse_args(published)), vars(parser.parse_args(flags))
+    assert {name for name in parsed if parsed[name] != expected[name]} == {"arch", "workers"}
+
+
+def test_second_signal_stops_at_once(tmp_path):
+    def stubborn() -> None:
+        with runs.Stop() as stop:
+            (tmp_path / "ready").touch()
+            while not stop.signal:
+                time.sleep(0.01)
+            (tmp_path / "first").touch()
+            time.sleep(60)
+
+    pid = fork(stubborn)
+    wait_for(tmp_path / "ready")
+    os.kill(pid, signal.SIGINT)
+    wait_for(tmp_path / "first")
+    os.kill(pid, signal.SIGINT)
+    assert exit_code(pid) == -signal.SIGINT
