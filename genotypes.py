@@ -55,9 +55,10 @@ def names() -> list[str]:
     return [name for name, value in globals().items() if isinstance(value, (Genotype, Architecture))]
 
 
-def count_skips(genotype: Genotype) -> int:
-    """Skip connections of the normal cell: many of them make a network that trains fast and ends low."""
-    return sum(op == "skip_connect" for op, _ in genotype.normal)
+def count_skips(genotype: Genotype | Architecture) -> int:
+    """Skip connections of the normal (or only) cell: many of them make a network that trains fast and ends low."""
+    ops = genotype.ops if isinstance(genotype, Architecture) else [op for op, _ in genotype.normal]
+    return ops.count("skip_connect")
 
 
 def shown(text: str) -> str:

@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 import fast
+import nasbench201
 from genotypes import Genotype
 from model_search import imagenet_stem
 from operations import OPS, FactorizedReduce, Identity, ReLUConvBN
@@ -197,7 +198,12 @@ def network_for(
     genotype: Genotype,
     auxiliary_second_bn: bool = False,
 ) -> Network:
-    """NetworkImageNet for large images, NetworkCIFAR for small ones (whose auxiliary head always has a second BN)."""
+    """NetworkImageNet for large images, NetworkCIFAR for small ones (whose auxiliary head always has a second BN).
+
+    An architecture of NAS-Bench-201's space has its own network, ``layers`` cells a stage; it has no auxiliary head.
+    """
+    if isinstance(genotype, nasbench201.Architecture):
+        return nasbench201.Network(C, num_classes, layers, genotype)
     if large:
         return NetworkImageNet(C, num_classes, layers, auxiliary, genotype, auxiliary_second_bn)
     return NetworkCIFAR(C, num_classes, layers, auxiliary, genotype)

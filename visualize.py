@@ -36,9 +36,11 @@ from PIL import Image
 
 import genotypes
 import model
+import nasbench201
 import runs
 import utils
 from genotypes import CELL_TYPES, EDGE_LIST, NODES, Genotype
+from nasbench201 import Architecture
 
 # ---- one look for all figures --------------------------------------------------------------------------------------
 # The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Each kind of operation has a colour
@@ -59,7 +61,7 @@ LOOK = {
 }
 INK, MUTED, LINE, SOFT, PAPER, BLUE = "#1f2933", "#5f6b7a", "#d5dae1", "#f1f4f8", "#ffffff", "#0072b2"
 CURVES = {"train": ("#56b4e9", "--"), "validation": (BLUE, "-"), "test": ("#d55e00", "-")}  # colour and line
-CURVES |= {"normal cell": (BLUE, "-"), "reduction cell": ("#d55e00", "--"), "": (INK, "-")}
+CURVES |= {"normal cell": (BLUE, "-"), "reduction cell": ("#d55e00", "--"), "cell": (BLUE, "-"), "": (INK, "-")}
 FONTS = ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"]
 RC = (
     {"font.family": "sans-serif", "font.sans-serif": FONTS, "font.size": 8.5, "mathtext.default": "regular"}
@@ -71,9 +73,11 @@ RC = (
     | {"svg.fonttype": "none", "svg.hashsalt": "figure"}  # text stays text; the same figure is the same file
 )
 WIDTH = 7.2  # inches of a page column
-CELL_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
-SOURCES = ("$c_{k{-}2}$", "$c_{k{-}1}$", "0", "1", "2", "3")  # the two inputs of a cell, then its nodes
-EDGE_NAMES = [f"{SOURCES[source]} → {node}" for node, source in EDGE_LIST]
+CELL_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell", "cell": "Cell"}
+EDGES = dict.fromkeys(CELL_TYPES, EDGE_LIST) | {"cell": nasbench201.EDGE_LIST}  # (node, source), per cell type
+SOURCES = ("$c_{k{-}2}$", "$c_{k{-}1}$", "0", "1", "2", "3")  # of DARTS' cells: the two inputs, then the nodes
+EDGE_NAMES = dict.fromkeys(CELL_TYPES, [f"{SOURCES[source]} → {node}" for node, source in EDGE_LIST])
+EDGE_NAMES |= {"cell": [f"{source} → {node}" for node, source in nasbench201.EDGE_LIST]}
 NO_DOT = "no cell can be drawn, dot is not installed: apt install graphviz, brew install graphviz, or graphviz.org"
 
 
@@ -92,17 +96,20 @@ def tint(color: str, strength: float = 0.16) -> str:
     return "#" + "".join(f"{round(255 * (1 - strength + strength * channel)):02x}" for channel in to_rgb(color))
 
 
-def kept(genotype: Genotype, cell: str) -> list[tuple[tuple[int, int], str]]:
-    """((node, source), operation) of the edges that a genotype keeps in a cell."""
-    return [((index // 2, source), op) for index, (op, source) in enumerate(getattr(genotype, cell))]
+def kept(genotype: Genotype | Architecture) -> dict[str, list[tuple[tuple[int, int], str]]]:
+    """Per cell type ((node, source), operation) of the edges that a genotype keeps."""
+    if isinstance(genotype, Architecture):
+        return {"cell": list(zip(nasbench201.EDGE_LIST, genotype.ops, strict=True))}
+    cells = {cell: enumerate(getattr(genotype, cell)) for cell in CELL_TYPES}
+    return {cell: [((index // 2, source), op) for index, (op, source) in edges] for cell, edges in cells.items()}
 
 
-def one_hot(genotype: Genotype) -> Counter:
+def one_hot(genotype: Genotype | Architecture) -> Counter:
     """The ones in the one-hot code of a genotype (DDSAS, figure 1a): one for each (cell, edge, operation) it keeps."""
-    return Counter((cell, edge, op) for cell in CELL_TYPES for edge, op in kept(genotype, cell))
+    return Counter((cell, edge, op) for cell, edges in kept(genotype).items() for edge, op in edges)
 
 
-def distance(first: Genotype, second: Genotype) -> float:
+def distance(first: Genotype | Architecture, second: Genotype | Architecture) -> float:
     """Cosine distance of the one-hot codes (DDSAS, figure 1a): 0 for equal genotypes, 1 for nothing in common."""
     one, other = one_hot(first), one_hot(second)
     return 1 - sum(one[key] * other[key] for key in one) / math.hypot(*one.values()) / math.hypot(*other.values())
@@ -111,7 +118,7 @@ def distance(first: Genotype, second: Genotype) -> float:
 # ---- cells ---------------------------------------------------------------------------------------------------------
 
 
-def cell_graph(genotype: Genotype, title: str = "", steady: bool = False) -> graphviz.Digraph:
+def cell_graph(genotype: Genotype | Architecture, title: str = "", steady: bool = False) -> graphviz.Digraph:
     """Both cells of a genotype, operations as boxes on their edges; ``steady`` keeps a place for all other edges."""
     font = {"fontname": ",".join([*FONTS[:2], "sans-serif"]), "fontcolor": INK}
     graph = graphviz.Digraph(
@@ -121,16 +128,24 @@ def cell_graph(genotype: Genotype, title: str = "", steady: bool = False) -> gra
         | {"height": "0.3", "width": "0.3", "margin": "0.08,0.03", **font},
         edge_attr={"arrowsize": "0.6", "penwidth": "1.4", **font},
     )
-    for cell in reversed(CELL_TYPES):  # from left to right, dot puts the first cluster at the bottom
+    for cell, edges in reversed(kept(genotype).items()):  # from left to right, dot puts the first cluster at the bottom
         with graph.subgraph(name=f"cluster_{cell}") as part:
             part.attr(label=CELL_TITLES[cell], labeljust="l", color=LINE, style="rounded", fontsize="12", margin="10")
-            _draw_cell(part, genotype, cell, steady)
-    for end in ("in0", "in1", "out"):  # both cells begin and end at the same place
-        graph.body.append(f"\t{{rank=same; normal_{end}; reduce_{end}}}\n")
+            points = _draw_nodes(part, genotype, cell)
+            _draw_edges(part, points, cell, edges, steady)
+    if isinstance(genotype, Genotype):
+        for end in ("in0", "in1", "out"):  # both cells begin and end at the same place
+            graph.body.append(f"\t{{rank=same; normal_{end}; reduce_{end}}}\n")
     return graph
 
 
-def _draw_cell(part: graphviz.Digraph, genotype: Genotype, cell: str, steady: bool) -> None:
+def _draw_nodes(part: graphviz.Digraph, genotype: Genotype | Architecture, cell: str) -> dict[str, list[str]]:
+    """Draw inputs, nodes and output; returns the names of the points that are sources, and of those that are nodes."""
+    if cell == "cell":  # NAS-Bench-201: node 0 is the input, 3 the output
+        points = [f"cell_{node}" for node in range(4)]
+        for node, point in enumerate(points):
+            part.node(point, str(node), shape="circle", margin="0")
+        return {"sources": points, "nodes": points}
     points = [f"{cell}_in0", f"{cell}_in1", *(f"{cell}_{node}" for node in range(NODES))]
     output = '<c<sub><font point-size="9">{}</font></sub>>'  # of a cell, by its place in the network
     part.node(points[1], output.format("k-1"))
@@ -138,9 +153,12 @@ def _draw_cell(part: graphviz.Digraph, genotype: Genotype, cell: str, steady: bo
     for node in range(NODES):
         part.node(points[2 + node], str(node), shape="circle", margin="0")
     part.node(f"{cell}_out", output.format("k"))
-    edges = kept(genotype, cell)
+    return {"sources": points, "nodes": points[2:], "out": [points[i] for i in getattr(genotype, f"{cell}_concat")]}
+
+
+def _draw_edges(part: graphviz.Digraph, points: dict[str, list[str]], cell: str, edges: list, steady: bool) -> None:
     if steady:
-        edges += [(edge, None) for edge in EDGE_LIST if edge not in dict(edges)]
+        edges = edges + [(edge, None) for edge in EDGES[cell] if edge not in dict(edges)]
     for index, ((node, source), op) in enumerate(sorted(edges, key=lambda edge: edge[0])):
         label, _, color, style, _, width = look(op or "none")
         hidden = {} if op else {"style": "invis"}
@@ -149,15 +167,15 @@ def _draw_cell(part: graphviz.Digraph, genotype: Genotype, cell: str, steady: bo
         box, line = f"{cell}_edge{index}", {"color": color, "style": style, "penwidth": str(width)} | hidden
         part.node(box, label if op else "", color=color, fillcolor=tint(color), fontcolor="#111111", **size, **hidden)
         room = "2" if source < 2 else "1"  # an edge that leaves an input must not cross the other input
-        part.edge(points[source], f"{box}:w", arrowhead="none", minlen=room, **line)
-        part.edge(f"{box}:e", points[2 + node], **line)
-    for node in getattr(genotype, f"{cell}_concat"):
-        part.edge(points[node], f"{cell}_out", color=MUTED, penwidth="0.8", arrowsize="0.5")
+        part.edge(points["sources"][source], f"{box}:w", arrowhead="none", minlen=room, **line)
+        part.edge(f"{box}:e", points["nodes"][node], **line)
+    for point in points.get("out", []):
+        part.edge(point, f"{cell}_out", color=MUTED, penwidth="0.8", arrowsize="0.5")
 
 
 def _legend(genotype: Genotype, title: str, everything: bool) -> str:
     """An HTML-like label of Graphviz: the title, and below it the kinds of operations that occur (or may occur)."""
-    ops = {op for _, _, op in one_hot(genotype)} | set(genotypes.PRIMITIVES if everything else ()) - {"none"}
+    ops = {op for _, _, op in one_hot(genotype)} | set(_primitives(genotype) if everything else ()) - {"none"}
     kinds = {look(op).kind: look(op) for op in [*LOOK, *sorted(ops - LOOK.keys())] if op in ops}
     keys = "".join(
         f'<td bgcolor="{tint(key.color)}" color="{key.color}" border="1" style="rounded,{key.style}" width="16"></td>'
@@ -168,6 +186,10 @@ def _legend(genotype: Genotype, title: str, everything: bool) -> str:
     heading = f'<tr><td align="left">{heading}</td></tr>' if title else ""
     row = f'<table border="0" cellborder="0" cellspacing="4" cellpadding="1"><tr>{keys}</tr></table>'
     return f'<table border="0" cellspacing="2">{heading}<tr><td align="left">{row}</td></tr></table>'
+
+
+def _primitives(genotype: Genotype | Architecture) -> list[str]:
+    return nasbench201.PRIMITIVES if isinstance(genotype, Architecture) else genotypes.PRIMITIVES
 
 
 def draw_cells(genotype: Genotype, path: str | Path, title: str = "") -> list[Path]:
@@ -210,7 +232,7 @@ class Record:
     folder: Path
     info: dict
     history: list[dict]
-    quantity: str | None  # what ranks operations: "saliency" (DDSAS), "probability" (P-DARTS), None for a retraining
+    quantity: str | None  # what ranks operations: "saliency" (DDSAS), "probability"; None: no search, or random search
     cells: list[str]  # the cell types of a search
     genotype: Genotype | None
     genotypes: list[Genotype]  # after each epoch; empty for a retraining
@@ -241,8 +263,8 @@ def load_run(folder: str | Path) -> Record:
         raise utils.UserError(f"{folder} has no finished epoch in history.jsonl yet; look again after the first one")
     try:
         info = {"script": "", "command": "", "versions": {}} | info | {"args": dict(info["args"])}
-        quantity = "saliency" if "saliency" in history[0] else "probability" if "candidates" in history[0] else None
-        cells = list(history[0].get("saliency") or history[0].get("candidates", {}))
+        quantity = "saliency" if "saliency" in history[0] else "probability" if "probabilities" in history[0] else None
+        cells = list(history[0].get("saliency") or history[0].get("probabilities", {}))
         found = [genotypes.load(line["genotype"]) for line in history if "genotype" in line]
         file = folder / "genotype.txt"
         genotype = genotypes.load(file) if file.is_file() else found[-1] if found else None
@@ -270,6 +292,8 @@ def trajectory(record: Record, cell: str) -> tuple[np.ndarray, list[str]]:
         ops = record.history[0]["primitives"]
         values = np.array([line["saliency"][cell] for line in record.history], dtype=float)
         return np.where(unpack([line["available"][cell] for line in record.history], len(ops)), values, math.nan), ops
+    if "candidates" not in record.history[0]:  # DARTS, GDAS
+        return np.array([line["probabilities"][cell] for line in record.history]), record.history[0]["primitives"]
     edges = record.history[0]["candidates"][cell]
     values = np.full((len(record.history), len(edges), len(edges[0])), math.nan)
     for epoch, line in enumerate(record.history):
@@ -319,9 +343,10 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
 
 def progress_figure(record: Record) -> Figure:
     """Accuracy and loss over the epochs; of a search also the distance of consecutive architectures and the entropy."""
-    search = bool(record.quantity)
-    figure = Figure((WIDTH, 4.4 if search else 2.5), layout="constrained")
-    axes = figure.subplots(2 if search else 1, 2, squeeze=False).flat
+    search, judged = bool(record.quantity), np.isfinite(record.series("table_acc")).any()
+    rows = 1 + search + (search and judged)
+    figure = Figure((WIDTH, 0.3 + 2.1 * rows if search else 2.5), layout="constrained")
+    axes = iter(figure.subplots(rows, 2, squeeze=False).flat)
     keys = {"train": "train"} | ({"validation": "valid"} if search else {"test": "test"})
     for key, title in (("acc", "Accuracy (%)"), ("loss", "Loss")):
         _progress(next(axes), record, title, {name: record.series(f"{part}_{key}") for name, part in keys.items()})
@@ -333,6 +358,9 @@ def progress_figure(record: Record) -> Figure:
         entropy = np.array([list(line["alpha_entropy"].values()) for line in record.history]).T
         names = [CELL_TITLES[cell].lower() for cell in record.cells]
         _progress(next(axes), record, "Entropy of alpha", dict(zip(names, entropy, strict=True)))
+    if search and judged:
+        _progress(next(axes), record, "Looked-up test accuracy (%)", {"": record.series("table_acc")})
+        _progress(next(axes), record, "Rank among all architectures", {"": record.series("table_rank")})
     return figure
 
 
@@ -368,21 +396,23 @@ def _epochs_below(axis: Axes, record: Record) -> None:
 
 def trajectory_figure(record: Record, cell: str) -> Figure:
     """The record's quantity of each operation: a row for each node, a column for each source; the genotype shaded."""
-    (values, ops), chosen = trajectory(record, cell), dict(kept(record.genotype, cell))
-    figure = Figure((WIDTH, 6.0), layout="constrained")
-    grid, axis = figure.add_gridspec(NODES, NODES + 1), None
-    for index, (node, source) in enumerate(EDGE_LIST):
-        axis, op = figure.add_subplot(grid[node, source], sharex=axis, sharey=axis), chosen.get((node, source))
+    (values, ops), chosen = trajectory(record, cell), dict(kept(record.genotype)[cell])
+    nodes = sorted({node for node, _ in EDGES[cell]})
+    figure = Figure((WIDTH, 1.5 * len(nodes)), layout="constrained")
+    grid, axis = figure.add_gridspec(len(nodes), 1 + max(source for _, source in EDGES[cell])), None
+    for index, (node, source) in enumerate(EDGES[cell]):
+        place, op = grid[nodes.index(node), source], chosen.get((node, source))
+        axis = figure.add_subplot(place, sharex=axis, sharey=axis)
         for name, curve in sorted(zip(ops, values[:, index].T, strict=True), key=lambda pair: pair[0] == op):
             axis.plot(*_broken(record, curve), **line_style(name))  # the one of the genotype last, on top
         _epochs_below(axis, record)
-        title = f"{EDGE_NAMES[index]} · {look(op).label}" if op else EDGE_NAMES[index]
+        title = f"{EDGE_NAMES[cell][index]} · {look(op).label}" if op else EDGE_NAMES[cell][index]
         axis.set_title(title, fontsize=8, color=INK if op else MUTED)
         axis.set_facecolor(SOFT if op else "none")
-        axis.tick_params(labelsize=7, labelleft=source == 0, labelbottom=node == NODES - 1)
+        axis.tick_params(labelsize=7, labelleft=source == 0, labelbottom=node == nodes[-1])
     figure.supxlabel("epoch", fontsize=8.5)
     figure.supylabel(record.quantity, fontsize=8.5)
-    corner = figure.add_subplot(grid[0, 2:])
+    corner = figure.add_subplot(grid[0, (1 if cell == "cell" else 2) :])
     corner.axis("off")
     keys = [Line2D([], [], label=look(op).label, **line_style(op)) for op in ops]
     keys.append(Patch(facecolor=SOFT, edgecolor=MUTED, linewidth=0.5, label="in the genotype"))
@@ -398,7 +428,7 @@ def subspace_figure(record: Record) -> Figure:
         active, available, ops = subspace(record, cell)
         extent = (0.5, len(record.history) + 0.5, active.shape[1] * (len(ops) + 1), 0)
         axis.imshow(_colored(active, available, ops), extent=extent, aspect="auto", interpolation="nearest")
-        _label_edges(axis, dict(kept(record.genotype, cell)), ops)
+        _label_edges(axis, cell, dict(kept(record.genotype)[cell]), ops)
         _epochs_below(axis, record)
         axis.set_title(CELL_TITLES[cell], loc="left")
         axis.set_xlabel("epoch")
@@ -419,11 +449,11 @@ def _colored(active: np.ndarray, available: np.ndarray, ops: list[str]) -> np.nd
     return picture.reshape(-1, active.shape[0], 4)
 
 
-def _label_edges(axis: Axes, chosen: dict[tuple[int, int], str], ops: list[str]) -> None:
+def _label_edges(axis: Axes, cell: str, chosen: dict[tuple[int, int], str], ops: list[str]) -> None:
     """The name of each edge beside its rows, and a mark at the operation that the genotype keeps."""
-    tops = np.arange(len(EDGE_LIST)) * (len(ops) + 1)
-    axis.set_yticks(tops + len(ops) / 2, EDGE_NAMES)
-    for top, edge, label in zip(tops, EDGE_LIST, axis.get_yticklabels(), strict=True):
+    tops = np.arange(len(EDGES[cell])) * (len(ops) + 1)
+    axis.set_yticks(tops + len(ops) / 2, EDGE_NAMES[cell])
+    for top, edge, label in zip(tops, EDGES[cell], axis.get_yticklabels(), strict=True):
         if op := chosen.get(edge):
             label.set(color=INK, fontweight="bold")
             right = {"clip_on": False, "transform": axis.get_yaxis_transform()}
@@ -445,7 +475,7 @@ def heat_figure(values: dict[str, list[list[float]]], ops: list[str]) -> Figure:
         axis.tick_params(length=0)
         axis.grid(False)
         axis.spines[:].set_visible(False)
-    axes[0].set_yticks(range(len(EDGE_NAMES)), EDGE_NAMES)
+    axes[0].set_yticks(range(len(EDGE_NAMES[cell])), EDGE_NAMES[cell])
     figure.colorbar(picture, ax=axes, shrink=0.9).outline.set_visible(False)
     return figure
 
@@ -462,9 +492,11 @@ NUMBERS |= {"valid %": ("{:.2f}", max), "test %": ("{:.2f}", max)}
 def cost(genotype: Genotype, size: tuple[int, int, bool] = CIFAR) -> tuple[float, float]:
     """Parameters and multiply-adds, both in millions, of the discovered network, without auxiliary head."""
     channels, layers, imagenet = size
-    build, classes, pixels = (model.NetworkImageNet, 1000, 224) if imagenet else (model.NetworkCIFAR, 10, 32)
+    if isinstance(genotype, Architecture):  # at the published size
+        channels, layers, imagenet = 16, 5, False
+    classes, pixels = (1000, 224) if imagenet else (10, 32)
     with torch.device("meta"):
-        network = build(channels, classes, layers, False, genotype)
+        network = model.network_for(imagenet, channels, classes, layers, False, genotype)
         return model.count_parameters(network) / 1e6, model.count_multiply_adds(network, pixels) / 1e6
 
 

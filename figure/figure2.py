@@ -56,7 +56,7 @@ def squares(axis: Axes, size: np.ndarray, available: np.ndarray) -> None:
                 side = 0.84 * np.sqrt(size[edge, op])
                 axis.add_patch(Rectangle((op - side / 2, edge - side / 2), side, side, color=color, linewidth=0))
     axis.set(xlim=(-0.7, len(COLORS) - 0.3), ylim=(len(EDGES) - 0.3, -0.7), aspect="equal", anchor="C")
-    axis.set_yticks(range(len(EDGES)), visualize.EDGE_NAMES, fontsize=5.5)
+    axis.set_yticks(range(len(EDGES)), visualize.EDGE_NAMES["normal"], fontsize=5.5)
     axis.set_xticks(range(len(COLORS)), [look(op).label for op in PRIMITIVES], fontsize=5.5, rotation=90)
     axis.tick_params(length=0, pad=1, labeltop=True, labelbottom=False)
     axis.grid(False)
@@ -124,7 +124,7 @@ def draw() -> Figure:
     cell = panel(
         figure, 0, 1, "6  Genotype", "the two edges of highest saliency\nat each node, with their best operation"
     )
-    arcs(cell, [(*edge, op) for edge, op in visualize.kept(space.genotype(), "normal")])
+    arcs(cell, [(*edge, op) for edge, op in visualize.kept(space.genotype())["normal"]])
 
     arrow(figure, (0.302, 0.77), (0.354, 0.77))
     arrow(figure, (0.646, 0.77), (0.698, 0.77))
