@@ -5,13 +5,14 @@
 # METHODS="ddsas darts" leaves the others out. Stopped, it goes on with the same command, and what is finished is not
 # run again. --list prints the commands, one a line to be run in the project's folder, and runs nothing.
 set -eu
+{ # bash reads up to the closing brace before it begins: who edits this file does not disturb what runs
 seeds=4 epochs=50 jobs=$(getconf _NPROCESSORS_ONLN) out=logs/compare_nasbench201 list=
 more=() # for search.py
 while [ $# -gt 0 ]; do
     case $1 in
         --list) list=yes; shift; continue ;;
         --seeds | --epochs | --jobs | --out) ;;
-        --seed | --save | --resume | --method | --space_config)
+        --seed | --save | --resume | --method | --space_config | --seed=* | --save=* | --resume=* | --method=*)
             echo "compare_nasbench201.sh: $1 is chosen here (--seeds, --out, METHODS=...): leave it out" >&2
             exit 2 ;;
         *) more+=("$1"); shift; continue ;;
@@ -58,7 +59,7 @@ shared=(
     --quiet
 )
 commands=() folders=()
-for seed in $(seq "${seeds%-*}" "${seeds#*-}"); do # a seed's methods together: all lines are whole after a few of them
+for seed in $(seq "${seeds%-*}" "${seeds#*-}"); do # all methods of a seed, then the next seed
     for method in ${METHODS:-ddsas ddsas-random darts gdas random}; do
         own "$method"
         folders+=("$out/$method-$seed")
@@ -85,3 +86,4 @@ for folder in "${folders[@]}"; do
 done
 if [ ${#finished[@]} -gt 0 ]; then "$PYTHON" -m figure.figure1 "${finished[@]}" --out "$out"; fi
 exit "$code"
+}

@@ -6,6 +6,7 @@
 # folder waits for the first, and then finds it finished.
 # train_search.py and its like make a folder of their own inside FOLDER, since they add the time to what --save says.
 set -eu
+{ # bash reads up to the closing brace before it begins: who edits this file does not disturb what runs
 [ $# -ge 2 ] || { echo "run_once.sh: expected FOLDER SCRIPT [ARGUMENTS...]" >&2; exit 2; }
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 case $1 in */*) folder=$1 ;; *) folder=./$1 ;; esac # a name without / would be one below logs/
@@ -41,3 +42,4 @@ code=0
 while wait "$python" && code=0 || code=$?; kill -0 "$python" 2>/dev/null; do :; done # a signal ends wait, not Python
 if [ "$code" = 0 ]; then date >"$folder/finished"; fi
 exit "$code"
+}
