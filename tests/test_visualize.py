@@ -18,7 +18,7 @@ from PIL import Image
 import genotypes
 import utils
 import visualize
-from figure import figure1, figure2
+from figure import figure2
 from genotypes import CELL_TYPES, EDGE_LIST, PRIMITIVES
 
 needs_dot = pytest.mark.skipif(not shutil.which("dot"), reason="Graphviz is not installed")
@@ -259,22 +259,6 @@ def test_the_module_runs_as_a_program():
 
 
 # ---- the figures of figure/ ----------------------------------------------------------------------------------------
-
-
-def test_figure1_groups_seeds_and_keeps_what_it_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(figure1, "FOLDER", tmp_path)
-    with pytest.raises(utils.UserError, match="--add"):
-        figure1.main(figure1.get_parser().parse_args([]))
-    for seed in range(2):
-        search_run(tmp_path / f"run{seed}", epochs=4 + seed, seed=seed)
-    pairs = [f"static-{seed}={tmp_path / f'run{seed}'}" for seed in range(2)]
-    figure1.main(figure1.get_parser().parse_args(["--add", pairs[0], "--add", pairs[1], "--out", str(tmp_path / "f")]))
-    assert (tmp_path / "f.svg").is_file() and (tmp_path / "f.png").is_file()
-    found = figure1.groups(sorted((tmp_path / "data").iterdir()))
-    assert list(found) == ["static"] and [len(accuracies) for _, accuracies in found["static"]] == [4, 5]
-    record = visualize.load_run(tmp_path / "run1")
-    assert found["static"][1][0][2] == visualize.distance(record.genotypes[2], record.genotypes[3])
-    assert len(figure1.draw(found).axes[1].lines[0].get_xdata()) == 4
 
 
 def test_figure2_shows_a_subspace_of_28_operations_and_a_genotype():
