@@ -174,7 +174,10 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        device = torch.empty(0, device=name).device
+        device = torch.device(name)
+        if device.type == "cuda" and not 0 <= (device.index or 0) < (count := torch.cuda.device_count()):
+            raise UserError(f"{name} is not there: {count} GPUs found; --device cpu works everywhere")
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); --device cpu works") from None
     if device.type == "cuda":
