@@ -52,7 +52,7 @@ shared=(
     --learning_rate_min 0.001
     --momentum 0.9
     --weight_decay 5e-4
-    --arch_learning_rate 3e-3
+    --arch_learning_rate 3e-4
     --arch_weight_decay 1e-3
     --grad_clip 5
     --train_portion 0.5
