@@ -15,6 +15,7 @@ slice of it: two processes with batch B see the images, crops and flips of one p
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -30,12 +31,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -46,7 +47,7 @@ from utils import UserError, progress
 log = logging.getLogger(__name__)
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images N x H x W x 3 (uint8), labels N (int64)
-Batch = tuple[torch.Tensor, torch.Tensor]  # images B x 3 x H x W (float32, normalised, channels_last), labels B (int64)
+Batch = tuple[Tensor, Tensor]  # images B x 3 x H x W (float32, normalised, channels_last), labels B (int64)
 Sample = tuple[str, int]  # path of an image, label
 
 FASHION_MINI = Path(__file__).with_name("fashion_mini.npz")
@@ -54,10 +55,7 @@ FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dat
 FASHION_FILES = "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading the datasets that come as arrays
-
-
+# ---- Reading the datasets that come as arrays ------------------------------------------------------------------------
 def read_cifar(dataset: type[datasets.CIFAR10], root: Path, train: bool) -> Arrays:
     """CIFAR-10 or -100 from `root`, downloaded by torchvision if it is not there. Raises UserError if that fails."""
     files = ", ".join(name for name, _ in dataset.train_list + dataset.test_list + [(dataset.meta["filename"], "")])
@@ -70,55 +68,40 @@ def read_fashion(root: Path, train: bool) -> Arrays:
     """Fashion-MNIST from `root` (torchvision's layout or its four files), Debian's package or a download."""
     names = FASHION_FILES[:2] if train else FASHION_FILES[2:]
     raw = root / "FashionMNIST" / "raw"
-    places = [raw, root, FASHION_DEBIAN]
-    files = _idx_files(places, names)
-    if not files:
-        wanted = ", ".join(f"{part}.gz" for part in FASHION_FILES)
+    places = (
+        [place / f"{name}{end}" for place in (raw, root, FASHION_DEBIAN) for end in ("", ".gz")] for name in names
+    )
+    files = [next(filter(Path.is_file, paths), None) for paths in places]
+    if all(files):
+        images, labels = map(_read_idx, files)
+    else:
+        wanted = ", ".join(f"{name}.gz" for name in FASHION_FILES)
         advice = f"put {wanted} into {raw}, or install Debian's package dataset-fashion-mnist"
-        _downloaded(datasets.FashionMNIST, root, train, advice)
-        files = _idx_files(places, names)
-    images, labels = (_read_idx(file) for file in files)
+        images = _downloaded(datasets.FashionMNIST, root, train, advice)
+        images, labels = images.data.numpy(), images.targets.numpy()
     return as_rgb(images), labels.astype(np.int64)
 
 
 def read_fashion_mini(root: Path, train: bool) -> Arrays:
-    """The embedded part of Fashion-MNIST (see `make_fashion_mini`); `root` is not used."""
+    """The embedded part of Fashion-MNIST: the first 1,000 training and 200 test images of each class, in their order.
+
+    fashion_mini.npz was made with np.savez_compressed of {train,test}_images (N x 28 x 28) and {train,test}_labels, cut
+    from the files that `read_fashion` reads. Fashion-MNIST is Zalando Research's (Xiao, Rasul, Vollgraf, 2017), MIT
+    licence. `root` is not used.
+    """
     part = "train" if train else "test"
     try:
         with np.load(FASHION_MINI, allow_pickle=False) as arrays:
             return as_rgb(arrays[f"{part}_images"]), arrays[f"{part}_labels"].astype(np.int64)
     except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"cannot read {FASHION_MINI} ({error}): restore it, git checkout {FASHION_MINI.name}"
-        ) from error
-
-
-def make_fashion_mini(source: Path = FASHION_DEBIAN, path: Path = FASHION_MINI) -> None:
-    """How fashion_mini.npz was made: the first 1,000 training and 200 test images of each class, in the original order.
-
-    Fashion-MNIST is Zalando Research's (Xiao, Rasul, Vollgraf, 2017), MIT licence.
-    """
-    arrays = {}
-    for part, files, count in (("train", FASHION_FILES[:2], 1000), ("test", FASHION_FILES[2:], 200)):
-        images, labels = (_read_idx(source / f"{file}.gz") for file in files)
-        first = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(10)]))
-        arrays |= {f"{part}_images": images[first], f"{part}_labels": labels[first]}
-    np.savez_compressed(path, **arrays)
+        advice = f"restore it, git checkout {FASHION_MINI.name}"
+        raise UserError(f"cannot read {FASHION_MINI} ({error}): {advice}") from error
 
 
 def as_rgb(images: np.ndarray) -> np.ndarray:
     """Grey N x 28 x 28 -> N x 32 x 32 x 3: two zero pixels on each side, the same values in three channels."""
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
     return np.repeat(padded[..., None], 3, axis=3)
-
-
-def _idx_files(places: list[Path], names: tuple[str, ...]) -> list[Path]:
-    """The named idx files, packed or not, of the first place that has them all; [] if none has."""
-    for place in places:
-        found = [next((p for p in (place / name, place / f"{name}.gz") if p.is_file()), None) for name in names]
-        if all(found):
-            return found
-    return []
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -136,19 +119,13 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _downloaded(dataset: type, root: Path, train: bool, advice: str):
     """The torchvision dataset in `root`; downloaded if it is missing, and one line of advice if that fails."""
-    try:
+    with contextlib.suppress(OSError, RuntimeError):  # not there, or not whole
         return dataset(root, train, download=False)
-    except (OSError, RuntimeError):  # not there, or not whole
-        pass
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(15)  # seconds without an answer: a machine without a network must not hang
     try:
         return dataset(root, train, download=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-    ) as error:  # no network (URLError is an OSError), no space, a wrong checksum
+    except (OSError, RuntimeError, EOFError) as error:  # no network (a URLError), no space, a wrong checksum
         reason = " ".join(str(error).split())  # in one line
         missing = f"no {dataset.__name__} in {root}, and the download failed ({reason})"
         raise UserError(f"{missing}: {advice}, or name another --data") from error
@@ -156,10 +133,7 @@ def _downloaded(dataset: type, root: Path, train: bool, advice: str):
         socket.setdefaulttimeout(timeout)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-
-
+# ---- The table -------------------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Info:
     """What is known of a dataset. Means and deviations are of the pixels' values in 0..1, per channel."""
@@ -171,8 +145,7 @@ class Info:
     read: Callable[[Path, bool], Arrays] | None = None  # None: class folders under root
     halved: bool = True  # a search halves the training images; else it takes train/ and the test folder as they are
     test_folders: tuple[str, ...] = ("test", "val")  # the first that is there
-    memory_limit: int = 2 << 30  # bytes; more images than this are read from disk, epoch by epoch
-    measured: bool = False  # mean and std are computed from the training images when these are in memory
+    memory_limit: int = 2 << 30  # bytes: fewer images live in memory, and mean and std are those of the training images
     hint: str = ""  # how to get the folder
 
 
@@ -181,6 +154,7 @@ CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # of the 60,000 training images at 28 x 28, without the padding; fashion_mini is normalised by the same numbers
 FASHION_MEAN, FASHION_STD = (0.28604060,) * 3, (0.35302424,) * 3
+IMAGENET_HINT = "; name the folder of ImageNet with --data, for a search the one that imagenet_split.py made"
 
 INFO: dict[str, Info] = {
     "cifar10": Info(10, CIFAR10_MEAN, CIFAR10_STD, read=lambda *a: read_cifar(datasets.CIFAR10, *a)),
@@ -188,86 +162,73 @@ INFO: dict[str, Info] = {
     "fashion_mnist": Info(10, FASHION_MEAN, FASHION_STD, read=read_fashion),
     "fashion_mini": Info(10, FASHION_MEAN, FASHION_STD, read=read_fashion_mini),
     "imagenet": Info(
-        0,
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-        image_size=224,
-        halved=False,
-        test_folders=("val",),
-        memory_limit=0,
-        hint="; name the folder of ImageNet with --data, for a search the one that imagenet_split.py made",
+        *(0, IMAGENET_MEAN, IMAGENET_STD, 224), halved=False, test_folders=("val",), memory_limit=0, hint=IMAGENET_HINT
     ),
-    "folder": Info(0, IMAGENET_MEAN, IMAGENET_STD, measured=True, hint="; name your folder of images with --data"),
+    "folder": Info(0, IMAGENET_MEAN, IMAGENET_STD, hint="; name your folder of images with --data"),
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Opening a dataset
-
-
+# ---- Opening a dataset -----------------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the three functions below take besides their own arguments."""
+    """How images are read, the same for all datasets. Raises UserError for a number that cannot be."""
 
+    batch_size: int  # per process
+    seed: int = 0  # of the halves of a search, the order of images and their augmentation
     cutout: int = 0  # side of the square that is cut out of training images, pixels; 0 for none
     device: torch.device | str = "cpu"
     image_size: int | None = None  # pixels, for folder and imagenet; None: the table's
-    workers: int = 2  # processes or threads that read image files
+    workers: int = 2  # processes or threads that read image files; 0: the main process
     rank: int = 0
     world_size: int = 1
     bad_images: str = "stop"  # or "skip": they are named and left out
     jitter: bool = False  # colour jitter on training images read from disk
     quiet: bool = False  # no progress bar while images are read
 
+    def __post_init__(self) -> None:
+        for name, least in {"batch_size": 1, "seed": 0, "cutout": 0, "workers": 0, "image_size": 8}.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"{name} is {value}, expected {least} or more")
 
-def search_data(
-    name: str, root: str | Path, *, batch_size: int, train_portion: float = 0.5, seed: int = 0, **options
-) -> tuple[Loader, Loader, Info]:
+
+def search_data(name: str, root: str | Path, *, train_portion: float = 0.5, **options) -> tuple[Loader, Loader, Info]:
     """(train, valid, info) of a search: weights are trained on the first, alpha and beta on the second, both augmented.
 
     A seeded permutation gives `train_portion` of the training images to the first and the rest to the second; the test
-    images are not opened. ImageNet has the two subsets ready in train/ and val/ (imagenet_split.py). `batch_size` is
-    per process, `options` are those of `Options`. Raises UserError for all that is wrong with the request or the files.
+    images are not opened. ImageNet has the two subsets ready in train/ and val/ (imagenet_split.py). `options` are
+    those of `Options`, batch_size at least. Raises UserError for all that is wrong with the request or the files.
     """
     if not 0 < train_portion < 1:
         raise UserError(f"train_portion is {train_portion}, expected a number between 0 and 1 (both excluded), as 0.5")
     options = Options(**options)
-    info = lookup(name, options.image_size)
-    if info.halved:
-        info, (images,) = _open(info, root, options, "train")
-        order = _generator(seed, SPLIT).permutation(len(images))
+    if lookup(name).halved:
+        info, (images,) = _open(name, root, options, "train")
+        order = _generator(options.seed, SPLIT).permutation(len(images))
         split = int(train_portion * len(images))
         train, valid = images.take(order[:split]), images.take(order[split:])
     else:
-        info, (train, valid) = _open(info, root, options, "train", "test")
-    train = Loader(train, "training images", batch_size, options, seed=seed, stream=0)
-    return train, Loader(valid, "validation images", batch_size, options, seed=seed, stream=1), info
+        info, (train, valid) = _open(name, root, options, "train", "test")
+    return Loader(train, "training images", options), Loader(valid, "validation images", options, stream=1), info
 
 
-def train_data(
-    name: str, root: str | Path, *, batch_size: int, seed: int = 0, **options
-) -> tuple[Loader, Loader, Info]:
+def train_data(name: str, root: str | Path, **options) -> tuple[Loader, Loader, Info]:
     """(train, test, info) of retraining: all training images, augmented, and the test images.
 
     Images that are read from disk get colour jitter as well. Arguments and errors as in `search_data`.
     """
     options = Options(**options, jitter=True)
-    info, (train, test) = _open(lookup(name, options.image_size), root, options, "train", "test")
-    train = Loader(train, "training images", batch_size, options, seed=seed)
-    return train, Loader(test, "test images", batch_size, options, training=False), info
+    info, (train, test) = _open(name, root, options, "train", "test")
+    return Loader(train, "training images", options), Loader(test, "test images", options, training=False), info
 
 
-def test_data(name: str, root: str | Path, *, batch_size: int, **options) -> tuple[Loader, Info]:
+def test_data(name: str, root: str | Path, **options) -> tuple[Loader, Info]:
     """(test, info). Arguments and errors as in `search_data`.
 
     `folder` reads its training images too, since the mean and deviation that normalise the test images are theirs.
     """
     options = Options(**options)
-    info, (test,) = _open(lookup(name, options.image_size), root, options, "test")
-    return Loader(test, "test images", batch_size, options, training=False), info
-
-
-test_data.__test__ = False  # its name makes pytest take it for a test
+    info, (test,) = _open(name, root, options, "test")
+    return Loader(test, "test images", options, training=False), info
 
 
 def lookup(name: str, image_size: int | None = None) -> Info:
@@ -279,30 +240,28 @@ def lookup(name: str, image_size: int | None = None) -> Info:
         return info
     if info.read:
         raise UserError(f"{name} has images of {info.image_size} pixels: --image_size is for folder and imagenet")
-    if image_size < 8:
-        raise UserError(f"image_size is {image_size}, expected at least 8 pixels")
     return dataclasses.replace(info, image_size=image_size)
 
 
-def _open(info: Info, root: str | Path, options: Options, *parts: str) -> tuple[Info, list[InMemory | OnDisk]]:
+def _open(name: str, root: str | Path, options: Options, *parts: str) -> tuple[Info, list[InMemory | OnDisk]]:
     """The images of the parts ("train", "test"), and the Info completed by what was found."""
-    root = Path(root).expanduser()
-    if options.cutout < 0:
-        raise UserError(f"the cutout length is {options.cutout}, expected a number of pixels, 0 for no cutout")
-    if options.workers < 0:
-        raise UserError(f"workers is {options.workers}, expected 0 (read in the main process) or more")
+    info, root = lookup(name, options.image_size), Path(root).expanduser()
     if info.read:
         return info, [InMemory(*_in_turn(info.read, root, part, options), info, options) for part in parts]
-    folders = {"train": root / "train", "test": _test_folder(root, info)}
-    needed = [part for part in folders if part in parts or part == "train" and info.measured]
-    found = {part: find_images(folders[part], info.hint) for part in needed}
-    samples = {part: samples for part, (_, samples) in found.items()}
-    classes = _same_classes({folders[part]: classes for part, (classes, _) in found.items()})
-    info = dataclasses.replace(info, num_classes=len(classes))
+    places = [root / name for name in info.test_folders]
+    folders = {"train": root / "train", "test": next((place for place in places if place.is_dir()), places[0])}
+    needed = [part for part in folders if part in parts or part == "train" and info.memory_limit]
+    classes, samples = {}, {}
+    for part in needed:
+        classes[part], samples[part] = find_images(folders[part], info.hint)
+    if odd := set.symmetric_difference(set(classes[needed[0]]), classes[needed[-1]]):  # labels must mean the same
+        one, other = folders.values()
+        raise UserError(f"{one} and {other} have different class folders: {_listed(sorted(odd))} in only one of them")
+    info = dataclasses.replace(info, num_classes=len(classes[needed[0]]))
     if len(samples.get("train", ())) * info.image_size**2 * 3 >= info.memory_limit:
         return info, [OnDisk(samples[part], info, options) for part in parts]
 
-    arrays = {part: read_images(samples[part], info.image_size, options) for part in dict.fromkeys(("train", *parts))}
+    arrays = {part: read_images(samples[part], info.image_size, options) for part in needed}
     mean, std = channel_statistics(arrays["train"][0])
     info = dataclasses.replace(info, mean=mean, std=std)
     return info, [InMemory(*arrays[part], info, options) for part in parts]
@@ -310,7 +269,7 @@ def _open(info: Info, root: str | Path, options: Options, *parts: str) -> tuple[
 
 def _in_turn(read: Callable[[Path, bool], Arrays], root: Path, part: str, options: Options) -> Arrays:
     """Read arrays; with several processes the first one goes ahead, so that only one downloads."""
-    wait = torch.distributed.barrier if options.world_size > 1 and torch.distributed.is_initialized() else lambda: None
+    wait = torch.distributed.barrier if options.world_size > 1 and torch.distributed.is_initialized() else int
     if options.rank > 0:
         wait()
     try:
@@ -320,10 +279,7 @@ def _in_turn(read: Callable[[Path, bool], Arrays], root: Path, part: str, option
             wait()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Folders of images
-
-
+# ---- Folders of images -----------------------------------------------------------------------------------------------
 def find_images(folder: Path, hint: str = "") -> tuple[list[str], list[Sample]]:
     """(class names, samples) of the class folders in `folder`; hidden folders and files of other types are passed by.
 
@@ -336,40 +292,23 @@ def find_images(folder: Path, hint: str = "") -> tuple[list[str], list[Sample]]:
         raise UserError(f"{len(classes)} class folder(s) in {folder}: expected at least two, with images in them{hint}")
     labels = {name: label for label, name in enumerate(classes)}
     samples = make_dataset(folder, labels, extensions=IMG_EXTENSIONS, allow_empty=True)
-    _no_empty_class(folder, classes, samples)
+    if empty := set(labels.values()) - {label for _, label in samples}:
+        names, kinds = _listed(str(folder / classes[label]) for label in sorted(empty)), " ".join(IMG_EXTENSIONS)
+        raise UserError(f"no image in {names}: add some ({kinds}) or remove it")
     return classes, samples
 
 
-def _no_empty_class(folder: Path, classes: list[str], samples: list[Sample]) -> None:
-    filled = {label for _, label in samples}
-    empty = [name for label, name in enumerate(classes) if label not in filled]
-    if empty:
-        kinds = " ".join(IMG_EXTENSIONS)
-        raise UserError(f"no image in {_listed(str(folder / name) for name in empty)}: add some ({kinds}) or remove it")
-
-
-def _test_folder(root: Path, info: Info) -> Path:
-    """The first of the table's test folders that is there, else the first."""
-    return next((root / name for name in info.test_folders if (root / name).is_dir()), root / info.test_folders[0])
-
-
-def _same_classes(classes_of: dict[Path, list[str]]) -> list[str]:
-    """The class names, the same in each folder: otherwise the labels of one would mean something else in the other."""
-    (first, classes), *others = classes_of.items()
-    for folder, other in others:
-        if odd := sorted(set(classes) ^ set(other)):
-            raise UserError(f"{first} and {folder} have different class folders: {_listed(odd)} in only one of them")
-    return classes
-
-
-def read_image(path: str) -> Image.Image:
-    """One image in RGB. Raises whatever Pillow raises for a file that is no image, is cut short or is a bomb."""
-    with Image.open(path) as image:
-        if max(image.size) > 1000 * min(image.size):  # scaling the short side up would blow the long one up
-            raise ValueError(f"{image.width} x {image.height} pixels")
-        if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+def read_image(path: str) -> Image.Image | str:
+    """One image in RGB, or why there is none: the file is no image, is cut short, or would fill the memory."""
+    try:
+        with Image.open(path) as image:
+            if max(image.size) > 1000 * min(image.size):  # scaling the short side up would blow the long one up
+                raise ValueError(f"{image.width} x {image.height} pixels")
+            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        return f"{path} ({error})"
 
 
 def read_images(samples: list[Sample], size: int, options: Options) -> Arrays:
@@ -379,10 +318,10 @@ def read_images(samples: list[Sample], size: int, options: Options) -> Arrays:
     """
 
     def read(sample: Sample) -> np.ndarray | str:
-        try:
-            return np.asarray(ImageOps.fit(read_image(sample[0]), (size, size), Image.Resampling.BILINEAR))
-        except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-            return f"{sample[0]} ({error})"
+        image = read_image(sample[0])
+        if isinstance(image, str):
+            return image
+        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
 
     _refuse_bombs()
     images, labels, bad = np.empty((len(samples), size, size, 3), np.uint8), [], []
@@ -428,19 +367,14 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())  # a constant channel must not divide by 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Augmentation of a batch. The random numbers are drawn apart from their use, so that tests can hold it to plain loops.
-
-
-def draw_augmentation(numbers: np.ndarray, size: int, padding: int) -> torch.Tensor:
+# ---- Augmentation of a batch -----------------------------------------------------------------------------------------
+def draw_augmentation(numbers: np.ndarray, size: int, padding: int) -> Tensor:
     """B x 5 numbers in [0, 1) -> B x 5 integers: top, left of the crop; flip; row, column of the cutout's centre."""
     counts = [2 * padding + 1, 2 * padding + 1, 2, size, size]
     return torch.from_numpy((numbers * counts).astype(np.int64))
 
 
-def crop_and_flip(
-    images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, flip: torch.Tensor, padding: int
-) -> torch.Tensor:
+def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
     """Crop each of B x H x W x C images out of its zero-padded self at (top, left), and mirror it where flip is 1.
 
     torchvision's RandomCrop(H, padding) and RandomHorizontalFlip, as one gather of pixels.
@@ -456,7 +390,7 @@ def crop_and_flip(
     return padded.view(-1, c).index_select(0, pixels.flatten()).view(b, h, w, c)
 
 
-def normalise(images: torch.Tensor, info: Info) -> torch.Tensor:
+def normalise(images: Tensor, info: Info) -> Tensor:
     """uint8 B x H x W x C -> float32 B x C x H x W in channels_last memory: (value / 255 - mean) / std."""
     b, h, w, c = images.shape
     scale, shift = _scale_and_shift(info, w, images.device)
@@ -464,13 +398,13 @@ def normalise(images: torch.Tensor, info: Info) -> torch.Tensor:
 
 
 @functools.cache
-def _scale_and_shift(info: Info, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _scale_and_shift(info: Info, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The normalisation of a row of pixels; rows at once go five times as fast as pixel by pixel."""
     mean, std = torch.tensor(info.mean, dtype=torch.float64), torch.tensor(info.std, dtype=torch.float64)
     return tuple(t.float().repeat(width).to(device) for t in (1 / (255 * std), -mean / std))
 
 
-def cut_out(x: torch.Tensor, row: torch.Tensor, column: torch.Tensor, length: int) -> torch.Tensor:
+def cut_out(x: Tensor, row: Tensor, column: Tensor, length: int) -> Tensor:
     """Zero, in place, a square around (row, column) in each image of a channels_last batch (DeVries and Taylor, 2017).
 
     As in DARTS: length // 2 pixels before the centre to length // 2 - 1 after it, clipped at the border.
@@ -485,27 +419,18 @@ def cut_out(x: torch.Tensor, row: torch.Tensor, column: torch.Tensor, length: in
     return x
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Where images are: in memory or on disk. Both turn steps (which images, with which random numbers) into batches.
-
-
-class Step(NamedTuple):
-    """What one process reads in one step."""
-
-    indices: np.ndarray  # B
-    numbers: np.ndarray | None  # B x 5 in [0, 1), the randomness of each image; None: no augmentation
+# ---- Where images are: in memory or on disk --------------------------------------------------------------------------
+# A step: the indices (B) of its images, and B x 5 numbers in [0, 1), the randomness of each; None: no augmentation.
+Step = tuple[np.ndarray, np.ndarray | None]
 
 
 class InMemory:
     """Images as one uint8 tensor on the device; a batch is cropped, flipped and cut out there."""
 
-    def __init__(
-        self, images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor, info: Info, options: Options
-    ):
+    def __init__(self, images: np.ndarray | Tensor, labels: np.ndarray | Tensor, info: Info, options: Options):
         self.images = torch.as_tensor(images).to(options.device)  # N x H x W x 3
         self.labels = torch.as_tensor(labels).to(options.device)
         self.info, self.options = info, options
-        self.padding = info.image_size // 8  # 4 for 32 x 32
 
     def __len__(self) -> int:
         return len(self.images)
@@ -516,19 +441,19 @@ class InMemory:
         return InMemory(self.images[indices], self.labels[indices], self.info, self.options)
 
     def batches(self, steps: Iterable[Step]) -> Iterator[Batch]:
-        device = self.images.device
+        """The batch of each step."""
+        device, size = self.images.device, self.info.image_size
+        padding = size // 8  # 4 for 32 x 32
         for indices, numbers in steps:
             indices = torch.from_numpy(indices).to(device, non_blocking=True)
-            images = self.images.index_select(0, indices)
+            images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
             if numbers is None:
-                x = normalise(images, self.info)
-            else:
-                draws = draw_augmentation(numbers, self.info.image_size, self.padding).to(device, non_blocking=True)
-                top, left, flip, row, column = draws.unbind(1)
-                x = normalise(crop_and_flip(images, top, left, flip, self.padding), self.info)
-                if self.options.cutout:
-                    cut_out(x, row, column, self.options.cutout)
-            yield x, self.labels.index_select(0, indices)
+                yield normalise(images, self.info), labels
+                continue
+            draws = draw_augmentation(numbers, size, padding).to(device, non_blocking=True)
+            top, left, flip, row, column = draws.unbind(1)
+            x = normalise(crop_and_flip(images, top, left, flip, padding), self.info)
+            yield cut_out(x, row, column, self.options.cutout), labels
 
 
 class OnDisk(torch.utils.data.Dataset):
@@ -549,38 +474,37 @@ class OnDisk(torch.utils.data.Dataset):
         """The images of these indices."""
         return OnDisk([self.samples[i] for i in indices], self.info, self.options)
 
-    def __getitem__(self, step: Step) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """(images B x 3 x H x W, labels B, unreadable files), in a worker.
+    def __getitem__(self, step: Step) -> tuple[Tensor, Tensor, list[str], Tensor | None]:
+        """(images B x 3 x H x W, labels B, unreadable files, draws of the augmentation), in a worker.
 
         In training an unreadable image is replaced by the next good one, so that a batch stays whole and is the same in
         every run; in order it is left out, so that nothing is counted twice.
         """
+        (indices, numbers), size = step, self.info.image_size
         images, labels, bad = [], [], []
-        attempts = 1 if step.numbers is None or self.options.bad_images != "skip" else len(self)
-        for i, index in enumerate(step.indices):
+        attempts = 1 if numbers is None or self.options.bad_images != "skip" else len(self)
+        for i, index in enumerate(indices):
             for attempt in range(attempts):
                 path, label = self.samples[(index + attempt) % len(self)]
-                try:
-                    image = read_image(path)
-                except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-                    bad.append(f"{path} ({error})")
-                    continue
-                images.append(self.centre(image) if step.numbers is None else self._augment(image, step.numbers[i]))
-                labels.append(label)
-                break
-        size = self.info.image_size
+                image = read_image(path)
+                if not isinstance(image, str):
+                    images.append(self.centre(image) if numbers is None else self._augment(image, numbers[i]))
+                    labels.append(label)
+                    break
+                bad.append(image)
         stacked = torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
-        return stacked, torch.tensor(labels, dtype=torch.int64), bad
+        draws = None if numbers is None else draw_augmentation(numbers, size, padding=0)
+        return stacked, torch.tensor(labels, dtype=torch.int64), bad, draws
 
-    def _augment(self, image: Image.Image, numbers: np.ndarray) -> torch.Tensor:
+    def _augment(self, image: Image.Image, numbers: np.ndarray) -> Tensor:
         with torch.random.fork_rng(devices=[]):  # the image's own randomness, in whichever worker it is read
             torch.default_generator.manual_seed(int(numbers[0] * 2**53))
             return self.augmented(image)
 
     def batches(self, steps: Iterable[Step]) -> Iterator[Batch]:
+        """The batch of each step; one without a readable image is left out, in training it raises UserError."""
         device = torch.device(self.options.device)
         _refuse_bombs()
-        steps, cutouts = itertools.tee(steps)  # the workers run ahead of the second
         loader = DataLoader(
             self,
             batch_size=None,  # a step is a batch
@@ -590,94 +514,78 @@ class OnDisk(torch.utils.data.Dataset):
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # leaves the global one alone
         )
-        for (images, labels, bad), step in zip(loader, cutouts, strict=False):
-            if bad := [name for name in bad if name not in self.reported]:
-                self.reported.update(bad)
-                _report_bad(bad, self.options.bad_images)
-            if len(images) == 0:
-                if step.numbers is not None:
+        for images, labels, bad, draws in loader:
+            _report_bad([name for name in bad if name not in self.reported], self.options.bad_images)
+            self.reported.update(bad)
+            if not labels.numel():
+                if draws is not None:
                     raise UserError(f"no readable image among {len(self)}")
                 continue
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             x = normalise(images.permute(0, 2, 3, 1).contiguous(), self.info)
-            if self.options.cutout and step.numbers is not None:
-                draws = draw_augmentation(step.numbers, self.info.image_size, padding=0).to(device, non_blocking=True)
-                cut_out(x, draws[:, 3], draws[:, 4], self.options.cutout)
+            if draws is not None:
+                *_, row, column = draws.to(device, non_blocking=True).unbind(1)
+                cut_out(x, row, column, self.options.cutout)
             yield x, labels
 
 
 def _start_worker(_: int) -> None:
-    """Let a worker end by the process that started it alone.
+    """Workers ignore Ctrl-C and obey SIGTERM from their parent only.
 
-    Pre-emption, torchrun and Ctrl-C signal all processes; the main one then finishes its step and needs batches.
+    Pre-emption and torchrun signal every process of a run; the main one then finishes its step, for which it needs
+    batches. Ignoring SIGTERM would not do: Python ends its workers with it, and waits for them.
     """
+
+    def end_with_parent() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != multiprocessing.parent_process().pid:
+            pass
+        os._exit(0)
+
     _refuse_bombs()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_end, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+        threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _await_end(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Loaders
-
+# ---- Loaders ---------------------------------------------------------------------------------------------------------
 SPLIT, ORDER, EPOCH, RANDOM, ROUND = range(5)  # what random numbers are for
 SMALLEST = 2  # images of a process in the last batch of an epoch: batch normalisation needs two
 
 
 def _generator(seed: int, purpose: int, *position: int) -> np.random.Generator:
     """The generator of one purpose at one position: the same arguments give the same numbers."""
-    if seed < 0:
-        raise UserError(f"the seed is {seed}, expected 0 or more")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, *position)))
 
 
 class Loader:
     """Batches of one set of images for one process. len(loader) is the number of steps of an epoch.
 
-    `batch_size` is per process; a step of all processes takes batch_size * world_size images, of which this process has
-    the slice of its rank. The last batch of an epoch is what is left, shared evenly: up to world_size - 1 images are left
-    out, and all of them where a process would get less than two. Raises UserError for a batch larger than the set.
+    A step of all processes takes batch_size * world_size images, of which this process has the slice of its rank. Two
+    loaders of a run differ in their stream of random numbers. The last batch of an epoch is what is left, shared
+    evenly: up to world_size - 1 images are left out, and all where a process would get one. Raises UserError for a
+    batch larger than the set.
     """
 
     def __init__(
-        self,
-        images: InMemory | OnDisk,
-        what: str,
-        batch_size: int,
-        options: Options,
-        *,
-        seed: int = 0,
-        stream: int = 0,
-        training: bool = True,
+        self, images: InMemory | OnDisk, what: str, options: Options, *, stream: int = 0, training: bool = True
     ):
-        self.images, self.batch_size, self.num_images = images, batch_size, len(images)
-        self.rank, self.world_size = options.rank, options.world_size
-        self.seed, self.stream, self.training = seed, stream, training
-        self.global_batch = batch_size * self.world_size
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}, expected at least 1")
+        self.images, self.options, self.stream, self.training = images, options, stream, training
+        self.num_images = len(images)
+        self.global_batch = options.batch_size * options.world_size
         if training and self.global_batch > self.num_images:
-            times = f" x {self.world_size} processes" if self.world_size > 1 else ""
-            raise UserError(
-                f"batch_size {batch_size}{times} is larger than the {self.num_images} {what}: take a smaller one"
-            )
+            size = str(options.batch_size) + f" x {options.world_size} processes" * (options.world_size > 1)
+            raise UserError(f"batch_size {size} is larger than the {self.num_images} {what}: take a smaller one")
 
     def __len__(self) -> int:
         if not self.training:
-            return self._steps_in_order
-        last = self.num_images % self.global_batch // self.world_size
+            return -(-len(self._share()) // self.options.batch_size)
+        last = self.num_images % self.global_batch // self.options.world_size
         return self.num_images // self.global_batch + (last >= SMALLEST)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step `start` on: every image once, in a new order, augmented."""
-        order = _generator(self.seed, ORDER, self.stream, epoch).permutation(self.num_images)
+        order = _generator(self.options.seed, ORDER, self.stream, epoch).permutation(self.num_images)
         steps = (self._step(EPOCH, epoch, step, self._global(order, step)) for step in range(start, len(self)))
         return self.images.batches(steps)
 
@@ -691,31 +599,30 @@ class Loader:
 
     def _rounds(self, epoch: int, start: int) -> Iterator[Step]:
         for step in itertools.count(start):
-            round_, place = divmod(step, len(self))
+            number, place = divmod(step, len(self))
             if place == 0 or step == start:
-                order = _generator(self.seed, ROUND, self.stream, epoch, round_).permutation(self.num_images)
+                order = _generator(self.options.seed, ROUND, self.stream, epoch, number).permutation(self.num_images)
             yield self._step(RANDOM, epoch, step, self._global(order, place))
 
     def in_order(self) -> Iterator[Batch]:
         """Every image once over all processes, not augmented; each reads its share, the last batch may be short."""
-        mine = np.arange(self.rank, self.num_images, self.world_size)
-        steps = (Step(mine[i : i + self.batch_size], None) for i in range(0, len(mine), self.batch_size))
-        return self.images.batches(steps)
+        share, size = self._share(), self.options.batch_size
+        return self.images.batches((np.array(share[i : i + size]), None) for i in range(0, len(share), size))
 
-    @property
-    def _steps_in_order(self) -> int:
-        return -(-len(range(self.rank, self.num_images, self.world_size)) // self.batch_size)
+    def _share(self) -> range:
+        """The images of this process, where each is read once."""
+        return range(self.options.rank, self.num_images, self.options.world_size)
 
     def _global(self, order: np.ndarray, step: int) -> np.ndarray:
         """The images of all processes in a step: the last step takes what is left, as far as it can be shared."""
         images = order[step * self.global_batch : (step + 1) * self.global_batch]
-        return images[: len(images) // self.world_size * self.world_size]
+        return images[: len(images) // self.options.world_size * self.options.world_size]
 
     def _step(self, purpose: int, epoch: int, step: int, indices: np.ndarray | None = None) -> Step:
         """This process's share of a global batch, drawn whole by every process."""
-        rng = _generator(self.seed, purpose, self.stream, epoch, step)
+        rng = _generator(self.options.seed, purpose, self.stream, epoch, step)
         if indices is None:
             indices = rng.choice(self.num_images, self.global_batch, replace=False)
-        share = len(indices) // self.world_size
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        return Step(indices[mine], rng.random((len(indices), 5))[mine])
+        share = len(indices) // self.options.world_size
+        mine = slice(self.options.rank * share, (self.options.rank + 1) * share)
+        return indices[mine], rng.random((len(indices), 5))[mine]

@@ -238,7 +238,7 @@ def linear_rate(epoch: int, epochs: int, first: float, last: float = 0.0) -> flo
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, epoch: int, args: argparse.Namespace) -> None:
-    """lr, or in the first epochs with large batches (more than 256) the undecayed rate * (epoch + 1) / warmup_epochs."""
+    """lr, or in the first epochs with batches of more than 256 the undecayed rate * (epoch + 1) / warmup_epochs."""
     if epoch < args.warmup_epochs and args.batch_size * utils.world_size() > 256:
         lr = args.learning_rate * (epoch + 1) / args.warmup_epochs
     for group in optimizer.param_groups:

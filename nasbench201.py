@@ -182,7 +182,7 @@ def joined(cell: SearchCell, x: Tensor, weights: list[list[Tensor]], active: lis
         x = x if source == 0 else total(sums[source], x)
         outgoing = [(edge, node) for edge, (node, start) in enumerate(EDGE_LIST) if start == source]
         positive = functools.cache(lambda x=x: F.relu(x))
-        for o, primitive in enumerate(PRIMITIVES):
+        for o in range(len(PRIMITIVES)):
             readers = [(cell.edges[f"{node}<-{source}"][o], weights[edge][o], node)
                        for edge, node in outgoing if o in active[edge]]  # fmt: skip
             if not readers or o == NONE:

@@ -190,7 +190,7 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--auxiliary", action="store_true", help="auxiliary head behind cell 2*layers//3")
     group.add_argument("--auxiliary_weight", type=number(float, 0), default=0.4, help="of its loss")
     group.add_argument("--auxiliary_second_bn", action=argparse.BooleanOptionalAction,
-                       help="ImageNet head as P-DARTS has it; not given: as the genotype's authors have it")  # fmt: skip
+                       help="ImageNet head as P-DARTS has it (default: as the genotype's authors)")  # fmt: skip
     group.add_argument("--drop_path_prob", type=number(float, 0, below=1), default=0.2, help="at the last epoch")
     group.add_argument("--label_smooth", type=number(float, 0, below=1), default=0.0)
     group.add_argument("--lr_scheduler", default="cosine", choices=["cosine", "linear"])

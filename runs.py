@@ -488,7 +488,7 @@ def retrain_command(script: str, args: dict, folder: str | Path) -> str:
         flags = ["train_cifar.py"] if pdarts else ["retrain.py"]
         short = {"cifar10": [], "cifar100": ["--cifar100"]} if pdarts else {}
         flags += short.get(dataset, ["--dataset", dataset])
-        flags += ["--tmp_data_dir" if pdarts else "--data", images] if images != ".data" else []
+        flags += ["--tmp_data_dir" if pdarts else "--data", images] if images not in (None, ".data") else []
         flags += ["--image_size", str(size)] if size else []
         flags.append("--cutout")
     return shlex.join(["python", *flags, "--auxiliary", "--arch", str(folder)])

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit on file sizes (ulimit -f)
+OF_A_RUN = {"log.txt", "args.json", "genotype.txt", "history.jsonl", "timing.jsonl", "checkpoint.pt", "best.pt"}
 TIMEOUT = timedelta(seconds=60)  # a collective that waits longer than this for a lost rank ends the run
 # Arguments that a resumed run may change: they move the work to another device or show it differently.
 HARMLESS = {"resume", "note", "device", "gpu", "workers", "report_freq", "checkpoint_freq", "quiet"}
@@ -144,8 +145,8 @@ def cli(main: Callable[[argparse.Namespace], Any], parser: Parser, argv: list[st
             _fail(f"disk full: {name} not written, the last checkpoint is whole; free space and --resume", 1)
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             _fail(f"{error.filename}: {error.strerror}", 2)
-        if error.errno == errno.ENOENT and error.filename:
-            _fail(f"{error.filename} is not there any more: was its folder deleted during the run?", 1)
+        if error.errno == errno.ENOENT and Path(error.filename or "").name in OF_A_RUN:
+            _fail(f"{error.filename} is not there any more: was the run folder deleted during the run?", 1)
         raise
     leave_distributed()
 

@@ -1,8 +1,8 @@
 """Time and memory at the papers' sizes, with fast.py and without (--plain): bash shell/bench.sh [--quick]
 
 Each row times the plain formulation (the definitions in operations.py, model_search.py and model.py) and ours in turn
-in this process and gives the ratio of the medians; peak memory is that of one step in a process of its own, above what it
-held before the step. Prints tables, writes results.json and growth.png beside this file.
+in this process and gives the ratio of the medians; peak memory is that of one step in a process of its own, above what
+it held before the step. Prints tables, writes results.json and growth.png beside this file.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 import nasbench201
 import utils
 import visualize
+from runs import write_whole
 
 FOLDER = Path(__file__).resolve().parent
 STYLES = {  # in the order of the legend; random search trains nothing and is a line
@@ -145,7 +146,7 @@ def keep(found: dict[str, list[Search]], space: Space | None, folder: Path) -> N
     content: dict[str, list] = found | ({"space": [space]} if space else {})
     for name, lines in content.items():
         text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-        utils.write_whole(folder / f"{name}.jsonl", text)
+        write_whole(folder / f"{name}.jsonl", text)
 
 
 def kept(folder: Path) -> tuple[dict[str, list[Search]], Space | None]:

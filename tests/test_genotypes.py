@@ -221,7 +221,7 @@ def test_mistakes_are_named(change, message):
 def test_primitives_are_the_operations_in_the_published_order():
     published = "none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5"
     assert PRIMITIVES == published.split()
-    for space in genotypes.SPACES.values():
+    for space in (space for space in genotypes.SPACES.values() if space.cells == "darts"):
         assert sorted(space.primitives) == sorted(PRIMITIVES)
 
 

@@ -274,7 +274,8 @@ def test_learning_rates():
     assert engine.cosine_rate(25, 50, 0.025, 0.001) == pytest.approx(0.013)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
     for batch, epoch, expected in ((512, 0, 0.1), (512, 5, 0.5), (256, 0, 0.5)):
-        engine.set_learning_rate(optimizer, 0.5, epoch, arguments(f"--warmup_epochs 5 --batch_size {batch}"))
+        args = arguments(f"--warmup_epochs 5 --learning_rate 0.5 --batch_size {batch}")
+        engine.set_learning_rate(optimizer, 0.5, epoch, args)
         assert optimizer.param_groups[0]["lr"] == expected
     state = tiny_search("--gumbel --tau_min 1 --tau_max 3 --epochs 3")
     taus = []

