@@ -234,7 +234,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     add("--arch_learning_rate", type=number(float, 0), default=3e-4, help="of Adam")
     add("--arch_weight_decay", type=number(float, 0), default=1e-3)
     add("--arch_grad_clip", type=number(float, 0), default=0.0, help="norm of alpha, of beta; 0: any")
-    add("--train_portion", type=float, default=0.5, help="of the training images, for the weights")
+    add("--train_portion", type=number(float, 0, 1), default=0.5, help="of the training images, for the weights")
     add("--learning_rate_min", type=number(float, 0), default=0.001, help="of SGD, after the last epoch")
     add("--drop_path_prob", type=number(float, 0, below=1), default=0.0,
         help="kept from the published commands; the supernet has no drop path")  # fmt: skip

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ class Training:
     def steps(self, train: data.Loader) -> Iterator[data.Batch]:
         """The batches of this epoch that are left, under a progress bar."""
         self.started, self.first_step = time.time(), self.step
-        self.watch = Watch(self.device, self.epoch)
+        self.watch = Watch(self.device, self.epoch, self.run.folder)
         batches = train.epoch(self.epoch, self.step)
         self.steps_bar = self.bar(batches, f"epoch {self.epoch}", len(train), self.step)
         for batch in self.steps_bar:
@@ -186,8 +187,8 @@ class Watch:
     """Looks for losses and gradients that are not finite: at once on the CPU, on CUDA when `check` is called, since a
     look at every step would make the GPU wait."""
 
-    def __init__(self, device: torch.device, epoch: int) -> None:
-        self.at_once, self.epoch, self.pending = device.type == "cpu", epoch, []
+    def __init__(self, device: torch.device, epoch: int, folder: Path) -> None:
+        self.at_once, self.epoch, self.folder, self.pending = device.type == "cpu", epoch, folder, []
 
     def add(self, step: int, loss: Tensor, norm: Tensor, arch_norm: Tensor | None = None) -> None:
         values = [loss.detach(), norm.detach()] + ([] if arch_norm is None else [arch_norm.detach()])
@@ -200,10 +201,11 @@ class Watch:
         for step, values in self.pending:
             if not values.isfinite().all():
                 loss, norm, arch_norm = (values.tolist() + [0.0])[:3]
+                saved = (self.folder / "checkpoint.pt").exists()
+                advice = "the last checkpoint is from before: --resume it, or " if saved else ""
                 raise Diverged(
                     f"epoch {self.epoch}, step {step}: loss {loss:.4g}, gradient norm {norm:.4g} (architecture"
-                    f" {arch_norm:.4g}); the last checkpoint is from before: --resume it, or start with a lower"
-                    " --learning_rate"
+                    f" {arch_norm:.4g}); {advice}start with a lower --learning_rate"
                 )
         self.pending.clear()
 
@@ -354,10 +356,13 @@ def check_common(args: argparse.Namespace, device: torch.device) -> None:
         raise UserError("--amp needs a CUDA device: on the CPU leave it out")
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+DATA_FLAGS = "--data", "--tmp_data_dir"  # ours, and P-DARTS'
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, data_flags: tuple[str, ...] = DATA_FLAGS) -> None:
     """Dataset, training and run arguments that every search and retraining has."""
     add = parser.add_argument_group("data").add_argument
-    add("--data", default=".data", metavar="DIR", help="folder of the datasets, or of your own images")
+    add(*data_flags, default=".data", metavar="DIR", help="folder of the datasets, or of your own images")
     add("--dataset", default="cifar10", choices=list(data.INFO))
     add("--image_size", type=number(int, 8), metavar="N", help="for folder and imagenet")
     add("--bad_images", default="stop", choices=["stop", "skip"], help="what unreadable images cause")
@@ -378,9 +383,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     utils.add_run_arguments(parser)
 
 
-def add_pdarts_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """P-DARTS' names for the folder of the datasets and for CIFAR-100."""
-    parser.add_argument("--tmp_data_dir", dest="data", default=argparse.SUPPRESS, metavar="DIR", help="same as --data")
+def add_cifar100_argument(parser: argparse.ArgumentParser) -> None:
+    """P-DARTS' name for CIFAR-100."""
     parser.add_argument("--cifar100", dest="dataset", action="store_const", const="cifar100", default=argparse.SUPPRESS,
                         help="same as --dataset cifar100")  # fmt: skip
 

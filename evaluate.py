@@ -35,9 +35,21 @@ import model
 import runs
 import utils
 from engine import load_genotype
+from genotypes import Genotype
+from model_search import two_edges_a_node
+from nasbench201 import Architecture
 from utils import UserError, number
 
-Run = Callable[[Tensor], Tensor]  # images -> logits
+Classifier = Callable[[Tensor], Tensor]  # images -> logits
+WEIGHTS = Path(".weights")
+RELEASED = {  # (genotype, for large images): the file of its authors, see README's "Released weights"
+    ("DDSAS_cifar10", False): "cifar10-best-97.61.pt",
+    ("DDSAS_cifar100", False): "best_weights.pt",
+    ("DDSAS_imagenet", True): "imagenet-best-76.1.pt",
+    ("PDARTS", False): "PDARTS_cifar10.pt",
+    ("PDARTS", True): "PDARTS_imagenet.pth.tar",
+}
+MAX_CELLS = 1000
 MAX_IMAGE_SIZE = 1024  # pixels, as a checkpoint may ask for; --image_size may be larger
 
 
@@ -46,7 +58,7 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     if args.count:
         return count(args)
     if args.model_path is None:
-        raise UserError("--model_path is missing: name a checkpoint file or a run folder")
+        args.model_path = released(args)
     device = utils.device_of(args)
     engine.check_common(args, device)
     rank, world_size = utils.start_distributed(device)
@@ -90,6 +102,17 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     if utils.is_main():
         print(json.dumps(result) if args.json else describe(result))
     return result
+
+
+def released(args: argparse.Namespace) -> str:
+    """The file of a released network that --arch names, in .weights/."""
+    large = args.dataset == "imagenet" or args.arch == "DDSAS_imagenet"
+    if (args.arch, large) not in RELEASED:
+        names = ", ".join(dict.fromkeys(name for name, _ in RELEASED))
+        raise UserError(
+            f"--model_path is missing: name a checkpoint file or a run folder, or with --arch one of {names}"
+        )
+    return str(WEIGHTS / RELEASED[args.arch, large])
 
 
 def tested_on(args: argparse.Namespace, checkpoint: dict, network: model.Network) -> tuple[str, int | None]:
@@ -141,20 +164,45 @@ def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
         if not files:
             raise UserError(f"{path} holds no checkpoint (best.pt or checkpoint.pt)")
         path = files[0]
+    if not path.exists() and path.parent == WEIGHTS:
+        raise UserError(f'{path} is not there: README\'s section "Released weights" says where its authors put it')
     checkpoint = runs.read_weights(path)  # not the one before, if it is damaged: that has other weights
-    if "architecture" in checkpoint and "space" in checkpoint:
+    if "architecture" in checkpoint and {"space", "arch_optimizer"} & checkpoint.keys():
         raise UserError(f"{path} is of a search, there is no trained network in it: python retrain.py --arch RUN first")
-    weights = checkpoint.get("state_dict", checkpoint)
+    weights = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
     if not isinstance(weights, dict) or not weights or not all(isinstance(t, Tensor) for t in weights.values()):
         raise UserError(f"{path}: no state dict in it; expected tensors by name, or {{state_dict: ...}}")
     weights = {str(name): tensor for name, tensor in weights.items()}
     if all(name.startswith("module.") for name in weights):  # saved from inside DataParallel
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    if any(name.startswith("alphas_") or re.match(r"cells\.\d+\._ops\.\d+\._ops\.", name) for name in weights):
+        raise UserError(f"{path} is of a search, there is no trained network in it{searched(checkpoint | weights)}")
     own = checkpoint.get("genotype")
     arch = args.arch or (own if isinstance(own, str) else "")
-    if not args.arch and not arch.startswith("Genotype("):  # a stranger's file names no other files
+    if not args.arch and not arch.startswith(("Genotype(", "|")):  # a stranger's file names no other files
         raise UserError(f"{path} does not say which genotype it is of: give it with --arch, such as DDSAS_cifar10")
+    if isinstance(genotype := load_genotype(arch), Architecture):
+        C = first_size(t for name, t in weights.items() if name.startswith("stem."))
+        classes = first_size(t for name, t in weights.items() if name.startswith("classifier."))
+        N = args.layers or checkpoint.get("layers", 5)  # cells without convolutions have no tensors
+        if not (C and classes and type(N) is int and 0 < N <= MAX_CELLS):
+            raise UserError(f"{path}: not a network of NAS-Bench-201's space")
+        return checkpoint, fitted(str(path), weights, arch, genotype, False, C, classes, N, False)
     return checkpoint, build(str(path), weights, arch, args)
+
+
+def searched(state: dict) -> str:
+    """What the file of a search in the DARTS space says of its genotype, from saliency or from alpha and beta."""
+    tables = {}
+    for kind in genotypes.CELL_TYPES:
+        s, alpha, beta = (state.get(f"{name}_{kind}") for name in ("saliency", "alphas", "betas"))
+        if isinstance(alpha, Tensor) and s is None:
+            s = alpha.softmax(-1) * (torch.sigmoid(beta) if isinstance(beta, Tensor) else 1)
+        if not isinstance(s, Tensor) or s.shape != (genotypes.EDGES, len(genotypes.PRIMITIVES)):
+            return ": python retrain.py --arch GENOTYPE trains one"
+        tables[kind] = s.double().nan_to_num().numpy().copy()
+        tables[kind][:, genotypes.PRIMITIVES.index("none")] = -math.inf
+    return f'; what it found: python retrain.py --arch "{two_edges_a_node(tables, genotypes.PRIMITIVES)}"'
 
 
 def build(path: str, weights: dict[str, Tensor], arch: str, args: argparse.Namespace) -> model.Network:
@@ -176,15 +224,26 @@ def build(path: str, weights: dict[str, Tensor], arch: str, args: argparse.Names
     for name, found, asked in (("channels", C, args.init_channels), ("cells", layers, args.layers)):
         if asked is not None and asked != found:
             raise UserError(f"{path}: checkpoint has {found} {name}, you asked for {asked}")
-    genotype = load_genotype(arch)
     auxiliary = any(name.startswith("auxiliary_head.") for name in weights)
+    return fitted(path, weights, arch, load_genotype(arch), large, C, classes, layers, auxiliary)
+
+
+def fitted(
+    path: str,
+    weights: dict[str, Tensor],
+    arch: str,
+    genotype: Genotype | Architecture,
+    large: bool,
+    C: int,
+    classes: int,
+    layers: int,
+    auxiliary: bool,
+) -> model.Network:
+    """The network of this size with exactly these weights, without its auxiliary head; UserError if they do not fit."""
     second_bn = any(name.startswith("auxiliary_head.features.6.") for name in weights)
-    extra = {"auxiliary_second_bn": second_bn} if large else {}
     try:
         with torch.device("meta"):  # shapes first: nothing is allocated for a network that does not fit
-            network = (model.NetworkImageNet if large else model.NetworkCIFAR)(
-                C, classes, layers, auxiliary, genotype, **extra
-            )
+            network = model.network_for(large, C, classes, layers, auxiliary, genotype, second_bn)
     except RuntimeError:
         raise UserError(f"{path}: no network can have {C} channels and {classes} classes") from None
     expected = network.state_dict()
@@ -238,7 +297,7 @@ class Logits(nn.Module):
         return self.network(images)[0]
 
 
-def as_onnx(network: nn.Module, images: Tensor) -> tuple[bytes, Run]:
+def as_onnx(network: nn.Module, images: Tensor) -> tuple[bytes, Classifier]:
     """An ONNX file, and what runs it: `input` images, `output` logits, both with a dimension `batch`."""
     try:
         import onnxruntime
@@ -252,7 +311,7 @@ def as_onnx(network: nn.Module, images: Tensor) -> tuple[bytes, Run]:
     return content, lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
 
 
-def as_torchscript(network: nn.Module, images: Tensor) -> tuple[bytes, Run]:
+def as_torchscript(network: nn.Module, images: Tensor) -> tuple[bytes, Classifier]:
     """A file for torch.jit.load, in C++ too, and what runs it."""
     file = io.BytesIO()
     torch.jit.save(torch.jit.trace(network, images), file)
@@ -260,7 +319,7 @@ def as_torchscript(network: nn.Module, images: Tensor) -> tuple[bytes, Run]:
     return file.getvalue(), torch.jit.load(file)
 
 
-def as_pt2(network: nn.Module, images: Tensor) -> tuple[bytes, Run]:
+def as_pt2(network: nn.Module, images: Tensor) -> tuple[bytes, Classifier]:
     """A file for torch.export.load(file).module(), and what runs it."""
     file = io.BytesIO()
     batch = torch.export.Dim("batch")
@@ -323,7 +382,7 @@ def count(args: argparse.Namespace) -> list[dict]:
         genotype = load_genotype(arch)
         C = args.init_channels or (model.mobile_channels(genotype, layers, classes) if large else 36)
         with torch.device("meta"):
-            network = (model.NetworkImageNet if large else model.NetworkCIFAR)(C, classes, layers, False, genotype)
+            network = model.network_for(large, C, classes, layers, False, genotype)
             multiply_adds = model.count_multiply_adds(network, info.image_size)
         rows.append(
             {
@@ -358,11 +417,12 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=number(int, 1), default=96)
     parser.add_argument("--workers", type=number(int, 0), default=2, help="processes that load images from files")
     parser.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:N")
-    parser.add_argument("--gpu", type=int, metavar="N", help="use GPU number N")
+    parser.add_argument("--gpu", type=number(int, 0), metavar="N", help="use GPU number N")
     parser.add_argument("--amp", action="store_true", help="bfloat16 on CUDA")
     parser.add_argument("--json", action="store_true", help="print the results as one line of json")
     parser.add_argument("--export", nargs=2, metavar=("FORMAT", "FILE"),
                         help="before the test write the network as onnx, torchscript or pt2")  # fmt: skip
+    parser.ignore("--auxiliary", "--drop_path_prob", "--seed", "--report_freq", "--cutout", "--cutout_length")
     parser.add_argument("--count", action="store_true", help="test nothing: parameters and multiply-adds of genotypes")
     return parser
 

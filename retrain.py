@@ -28,6 +28,7 @@ import model
 import utils
 from engine import Training
 from genotypes import Genotype
+from nasbench201 import Architecture
 from runs import create_run, resume_run
 from utils import UserError, number
 
@@ -41,6 +42,8 @@ def main(args: argparse.Namespace) -> Path:
     resumed = resume_run(args, "retrain.py")
     own = resumed and resumed.folder / "genotype.txt"  # what --arch was when the run began: files and names change
     genotype = engine.load_genotype(str(own if own and own.exists() else args.arch))
+    if isinstance(genotype, Architecture) and not resumed:  # NAS-Bench-201's published size
+        vars(args).update({k: v for k, v in (("init_channels", 16), ("layers", 5)) if k not in args.given})
     engine.check_common(args, device)
     utils.set_seed(args.seed)
     train, test, info = data.train_data(**engine.data_arguments(args, device))
@@ -57,10 +60,17 @@ def main(args: argparse.Namespace) -> Path:
     )
     retraining.fit(args.epochs, train, run)
     run.log(f"best test accuracy {retraining.best_acc_top1:.2f} %")
-    images = f" --data {shlex.quote(args.data)}" if args.data != ".data" else ""
-    run.log(f"test it with: python evaluate.py --dataset {args.dataset}{images} --model_path {run.folder}")
+    run.log(f"test it with: {evaluate_command(args, run.folder)}")
     run.close()
     return run.folder
+
+
+def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
+    """The command that tests what was trained, complete."""
+    words = ["python", "evaluate.py", "--dataset", args.dataset]
+    words += ["--data", args.data] if args.data != ".data" else []
+    words += ["--image_size", str(args.image_size)] if args.image_size else []
+    return shlex.join([*words, "--model_path", str(folder)])
 
 
 class Retraining(Training):
@@ -181,7 +191,7 @@ def gradient_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Te
     return norm
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser(data_flags: tuple[str, ...] = engine.DATA_FLAGS) -> argparse.ArgumentParser:
     parser = utils.Parser(__doc__)
     group = parser.add_argument_group("genotype and regularisation")
     group.add_argument("--arch", default="DDSAS_cifar10", help="name, genotype.txt, run folder or Genotype(...)")
@@ -195,7 +205,8 @@ def get_parser() -> argparse.ArgumentParser:
     group.add_argument("--label_smooth", type=number(float, 0, below=1), default=0.0)
     group.add_argument("--lr_scheduler", default="cosine", choices=["cosine", "linear"])
     group.add_argument("--learning_rate_min", type=number(float, 0), default=0.0, help="of the cosine schedule")
-    engine.add_common_arguments(parser)
+    engine.add_common_arguments(parser, data_flags)
+    parser.ignore("--model_path", "--auto_aug", "--local_rank", "--local-rank")  # of the published scripts
     parser.set_defaults(init_channels=36, layers=20, batch_size=96, epochs=600, pdarts=False)
     parser.set_defaults_for(
         "dataset", "imagenet", init_channels=46, layers=14, batch_size=1024, epochs=250, learning_rate=0.5,

@@ -237,7 +237,7 @@ def get_parser() -> argparse.ArgumentParser:
         " nasbench201: cells whose accuracies are known")  # fmt: skip
     add("--table", metavar="FILE.csv", help="nasbench201: accuracies to look up, instead of analog-nasbench's")
     add = parser.add_argument_group("dynamic subspace (ddsas)").add_argument
-    add("--dss_max_ops", type=int, default=28, metavar="L", help="active operations per cell type")
+    add("--dss_max_ops", type=number(int, 1), default=28, metavar="L", help="active operations per cell type")
     add("--dss_freq", type=number(int, 1), default=30, metavar="M", help="steps between two subspaces")
     add("--rdss_prob", type=number(float, 0, 1), default=0.0, help="probability of a random subspace")
     add("--confidence", type=number(float, 0), default=1.44, metavar="c", help="of the UCB")
@@ -251,6 +251,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--tau_max", type=number(float, 1e-3), default=10.0)
     add_search_arguments(parser)
     engine.add_common_arguments(parser)
+    parser.ignore("--model_path", "--local_rank", "--local-rank")  # of the published script
     parser.set_defaults_for(
         "dataset", "imagenet", space_config="imagenet", batch_size=512, epochs=60, learning_rate=0.5,
         learning_rate_min=0.0, warmup_epochs=5, arch_learning_rate=6e-3, arch_grad_clip=5.0, seed=2,

@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> Path:
 def get_parser() -> argparse.ArgumentParser:
     parser = retrain.get_parser()
     parser.description = __doc__
-    engine.add_pdarts_data_arguments(parser)
+    engine.add_cifar100_argument(parser)
     parser.set_defaults(arch="PDARTS", save="logs/", note="try", init_channels=36, layers=20)
     parser.set_defaults(batch_size=128, drop_path_prob=0.3, pdarts=True)
     return parser

@@ -15,7 +15,7 @@ from train_cifar import main
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = retrain.get_parser()
+    parser = retrain.get_parser(data_flags=("--data",))
     parser.description = __doc__
     parser.set_defaults(
         arch="PDARTS",

@@ -349,7 +349,11 @@ def get_parser() -> argparse.ArgumentParser:
         help="most skip connections in the normal cell of the recorded genotype")  # fmt: skip
     add_search_arguments(parser)
     engine.add_common_arguments(parser)
-    engine.add_pdarts_data_arguments(parser)
+    engine.add_cifar100_argument(parser)
+    parser.refuse(
+        "this is P-DARTS' search; DDSAS' is search.py", "--space_config", "--dss_max_ops", "--dss_freq", "--rdss_prob",
+        "--confidence", "--begin", "--saliency_type", "--no_norm", "--gumbel", "--tau_min", "--tau_max", "--method",
+    )  # fmt: skip
     parser.set_defaults(
         save="logs/",  # see engine.prefix_save
         note="try",

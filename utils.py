@@ -79,12 +79,15 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Shows the defaults, and keeps the lines of the script's docstring."""
 
 
+LARGEST = 2**32 - 1  # number that any flag takes
+
+
 def number(kind: type, low: float, high: float = math.inf, below: float = math.inf) -> Callable[[str], Any]:
     """An argparse type: an int (10.0 is one too) or float with low <= value <= high and value < below."""
 
     def convert(text: str) -> Any:
         value = kind(float(text)) if kind is int and float(text).is_integer() else kind(text)
-        if not low <= value <= high or not value < below:
+        if not low <= value <= min(high, LARGEST) or not value < below:
             limit = f" and below {below}" if below < math.inf else f" and at most {high}" if high < math.inf else ""
             raise argparse.ArgumentTypeError(f"{text} is out of range: expected at least {low}{limit}")
         return value

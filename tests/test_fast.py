@@ -142,7 +142,7 @@ def test_a_search_step_never_waits_for_the_device():
     space = DynamicSpace(PRIMITIVES)
     space.sample_random(np.random.default_rng(0))
     active, x, y = space.active_ops(), torch.randn(4, 3, 8, 8), torch.randint(0, 10, (4,))
-    average, watch = utils.Average("cpu"), engine.Watch(torch.device("cpu"), 0)
+    average, watch = utils.Average("cpu"), engine.Watch(torch.device("cpu"), 0, Path())
     watch.at_once = False
     with NoSynchronisation():
         weights = architecture.weights(active, tau=1.0)

@@ -1,0 +1,179 @@
+"""Command lines as users of the published scripts paste them, and values that no flag should have."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+import pytest
+import torch
+
+import evaluate
+import genotypes
+import retrain
+import runs
+import search
+import train_cifar
+import train_imagenet
+import train_search
+import utils
+
+SCRIPTS = (search, retrain, evaluate, train_search, train_cifar, train_imagenet)
+
+
+def parse(script, text: str) -> argparse.Namespace:
+    return utils.parse(script.get_parser(), shlex.split(text))
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "ignored"),
+    [
+        (search, "--model_path saved_models --local_rank 0 --local-rank=1", "--model_path --local_rank --local-rank"),
+        (retrain, "--model_path saved_models --auto_aug --seed 1", "--model_path --auto_aug"),
+        (
+            evaluate,
+            "--auxiliary --drop_path_prob 0.2 --seed 0 --report_freq 50 --cutout --cutout_length 16",
+            "--auxiliary --drop_path_prob --seed --report_freq --cutout --cutout_length",
+        ),
+    ],
+)
+def test_flags_without_effect_are_named_in_one_line(capsys, script, flags, ignored):
+    args = parse(script, flags)
+    assert capsys.readouterr().err == f"warning: of the published scripts, without effect here: {ignored}\n"
+    assert not {"ignored", "refused"} & (vars(args).keys() | args.given)
+
+
+def test_published_spellings_are_understood():
+    assert parse(search, "--report_freq 10.0").report_freq == 10
+    assert parse(search, "--arch_learning 1e-3 --init_ch 4").init_channels == 4  # abbreviations, where they are clear
+    assert parse(retrain, "--tmp_data_dir DIR").data == "DIR"
+    assert parse(search, "--space_config space_config_static").space_config == "space_config_static"
+
+
+@pytest.mark.parametrize("flag", ["--dss_max_ops 28", "--space_config static", "--no_norm", "--gumbel"])
+def test_the_search_of_pdarts_does_not_run_for_flags_of_ddsas(capsys, flag):
+    with pytest.raises(SystemExit) as stop:
+        parse(train_search, flag)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "this is P-DARTS' search; DDSAS' is search.py" in error and error.count("\n") == 1
+
+
+def test_imagenet_has_the_settings_of_the_papers():
+    args = parse(search, "--dataset imagenet")
+    expected = dict(space_config="imagenet", batch_size=512, epochs=60, learning_rate=0.5, learning_rate_min=0)
+    expected |= dict(warmup_epochs=5, arch_learning_rate=6e-3, arch_grad_clip=5, init_channels=16, layers=8, seed=2)
+    assert expected.items() <= vars(args).items()
+    args = parse(retrain, "--dataset imagenet --epochs 3")
+    expected = dict(init_channels=46, layers=14, batch_size=1024, epochs=3, learning_rate=0.5, weight_decay=3e-5)
+    expected |= dict(lr_scheduler="linear", warmup_epochs=5, label_smooth=0.1, drop_path_prob=0)
+    assert expected.items() <= vars(args).items()
+    assert parse(retrain, "").init_channels == 36 and parse(search, "").batch_size == 64
+
+
+EDGES = ["0", "-1", "99999999999999999999", "1e999", "nan", "", "word", "0.5"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_every_value_of_every_flag_is_taken_or_refused_in_one_line(capsys, script):
+    """A number that is taken is finite and of the flag's kind; all else is one line and exit code 2."""
+    parser = script.get_parser()
+    for action in parser._actions:
+        if not action.option_strings or action.nargs == 0 or action.help == argparse.SUPPRESS:
+            continue
+        for value in EDGES:
+            flag = f"{action.option_strings[0]}={value}"
+            try:
+                taken = getattr(utils.parse(parser, [flag]), action.dest)
+            except SystemExit as stop:
+                assert stop.code == 2 and capsys.readouterr().err.count("\n") == 1, flag
+                continue
+            for number in taken if isinstance(taken, list) else [taken]:
+                assert not isinstance(number, float) or abs(number) < float("inf"), flag
+                assert not isinstance(number, int) or abs(number) < 2**63, flag
+        capsys.readouterr()
+
+
+def test_a_run_folder_deleted_during_the_run_is_one_line(pictures, tmp_path, capsys, monkeypatch):
+    import shutil
+
+    end_step = search.Search.end_step
+
+    def delete(self, *arguments):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        end_step(self, *arguments)
+
+    monkeypatch.setattr(search.Search, "end_step", delete)
+    flags = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1"
+    with pytest.raises(SystemExit) as stop:
+        argv = [*flags.split(), "--quiet", "--data", str(pictures), "--save", str(tmp_path / "run")]
+        utils.cli(search.main, search.get_parser(), argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and "not there any more" in error and error.count("\n") == 1
+
+
+def test_a_loss_that_is_not_finite_does_not_advise_to_resume_what_is_not_there(tmp_path):
+    import engine
+
+    watch = engine.Watch(torch.device("cpu"), 0, tmp_path)
+    with pytest.raises(utils.Diverged) as error:
+        watch.add(0, torch.tensor(float("nan")), torch.tensor(1.0))
+    assert "--resume" not in str(error.value) and "--learning_rate" in str(error.value)
+
+
+# ---- checkpoints of searches, and released files ---------------------------------------------------------------------
+
+
+def test_the_file_of_a_search_says_its_genotype(tmp_path):
+    """DDSAS' own checkpoint.pt has its state dict as `model`; saliency counts where it is there, else alpha, beta."""
+    torch.manual_seed(0)
+    state = {f"{name}_{kind}": torch.randn(14, 8) for name in ("alphas", "betas") for kind in ("normal", "reduce")}
+    files = {"alphas": {"epoch": 3, "model": state}, "saliency": {"model": state}, "weights": {"cells.0._ops.0._ops.1.1.running_mean": torch.zeros(2)}}  # fmt: skip # noqa: E501
+    files["saliency"] |= {f"saliency_{kind}": torch.rand(14, 8) for kind in ("normal", "reduce")}
+    found = {}
+    for name, content in files.items():
+        runs.save_checkpoint(tmp_path / f"{name}.pt", content)
+        with pytest.raises(utils.UserError, match="is of a search") as error:
+            evaluate.main(parse(evaluate, f"--model_path {tmp_path}/{name}.pt"))
+        found[name] = str(error.value)
+    genotype = {name: genotypes.parse(found[name].split('"')[1]) for name in ("alphas", "saliency")}
+    assert genotype["alphas"] != genotype["saliency"] and "GENOTYPE" in found["weights"]
+
+
+def test_a_released_file_is_looked_for_by_its_genotype(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text, name in (
+        ("--arch DDSAS_cifar10", "cifar10-best-97.61.pt"),
+        ("--arch DDSAS_cifar100 --dataset cifar100", "best_weights.pt"),
+        ("--arch DDSAS_imagenet --dataset imagenet", "imagenet-best-76.1.pt"),
+        ("--arch PDARTS --dataset imagenet", "PDARTS_imagenet.pth.tar"),
+    ):
+        with pytest.raises(utils.UserError, match=f"{name} is not there: README's section"):
+            evaluate.main(parse(evaluate, text))
+    with pytest.raises(utils.UserError, match="--model_path is missing"):
+        evaluate.main(parse(evaluate, "--arch DARTS_V1"))
+
+
+# ---- architectures of NAS-Bench-201's space --------------------------------------------------------------------------
+
+CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|nor_conv_1x1~2|"
+
+
+def test_an_architecture_is_retrained_and_tested_like_any_genotype(pictures, tmp_path, monkeypatch):
+    small = f"--dataset folder --image_size 16 --data {pictures} --epochs 1 --batch_size 12 --init_channels 2 --quiet"
+    folder = retrain.main(parse(retrain, f"{small} --layers 1 --arch '{CELL}' --save {tmp_path}/run"))
+    assert (folder / "genotype.txt").read_text() == f"{CELL}\n"
+    result = evaluate.main(parse(evaluate, f"--model_path {folder} --data {pictures}"))
+    assert result["genotype"] == CELL and result["images"] == 24
+    text = "|skip_connect~0|+|none~0|skip_connect~1|+|none~0|none~1|skip_connect~2|"  # cells without any parameter
+    folder = retrain.main(parse(retrain, f"{small} --layers 2 --arch '{text}' --save {tmp_path}/skips"))
+    assert evaluate.main(parse(evaluate, f"--model_path {folder} --data {pictures}"))["images"] == 24
+
+
+def test_an_architecture_is_recorded_under_a_name(tmp_path):
+    copy = tmp_path / "genotypes.py"
+    copy.write_text((runs.Path(genotypes.__file__)).read_text())
+    genotypes.record("MY_CELL", genotypes.parse(CELL), copy)
+    assert copy.read_text().splitlines()[-1] == f"MY_CELL = {genotypes.parse(CELL)!r}"
+    space = {"Architecture": genotypes.Architecture}
+    exec(copy.read_text().splitlines()[-1], space)  # what Python makes of the line
+    assert str(space["MY_CELL"]) == CELL
