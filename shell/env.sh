@@ -1,6 +1,6 @@
 # Sourced by the scripts of this folder: goes to the project's root and sets PYTHON to an interpreter that has what
-# REQUIREMENTS list (requirements.txt by default): the current python3 if it has them, otherwise
-# .venv, made when missing. A PYTHON that is set already is taken as it is.
+# REQUIREMENTS list (requirements.txt by default): the python3 of the active environment (venv, conda) if it has them,
+# otherwise that of .venv, made when missing. A PYTHON that is set already is taken as it is.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 REQUIREMENTS=${REQUIREMENTS:-requirements.txt}
@@ -21,18 +21,15 @@ PYTHON
 }
 
 if [ -z "${PYTHON:-}" ]; then
-    if [ -x .venv/bin/python ]; then
-        PYTHON=$PWD/.venv/bin/python
-    else
-        PYTHON=$(command -v python3 || command -v python) || { echo "Python 3.10 or newer is needed" >&2; exit 1; }
-    fi
+    PYTHON=$(command -v python3 || command -v python) || { echo "Python 3.10 or newer is needed" >&2; exit 1; }
+    if ! satisfied "$PYTHON" && [ -x .venv/bin/python ]; then PYTHON=$PWD/.venv/bin/python; fi
     if ! satisfied "$PYTHON"; then
         if [ ! -x .venv/bin/python ]; then
             echo "making .venv with $("$PYTHON" --version): $PYTHON lacks something of $REQUIREMENTS"
             "$PYTHON" -m venv .venv || { echo "python3 -m venv failed (on Debian: apt install python3-venv)" >&2; exit 1; }
             PYTHON=$PWD/.venv/bin/python
         fi
-        echo "installing into .venv: $REQUIREMENTS (some GB with PyTorch, a few minutes)"
+        echo "installing into .venv: $REQUIREMENTS (some GB with PyTorch, a few minutes; PYTHON=... takes another Python)"
         "$PYTHON" -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' $REQUIREMENTS) ||
             { echo "pip could not install $REQUIREMENTS; is there a network?" >&2; exit 1; }
     fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 import warnings
 
@@ -128,6 +129,10 @@ def evaluated(*arguments):
 def test_exported_file_computes_the_logits(kind, tmp_path, few_images, capsys):
     if kind == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         pytest.skip("onnx, onnxscript, onnxruntime are not installed")
+    if kind == "onnx" and "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
+        with pytest.raises(utils.UserError, match="needs PyTorch 2.6"):
+            evaluate.export(kind, str(tmp_path / "x"), tiny_checkpoint(tmp_path / "tiny.pt"), 32)
+        return
     network = tiny_checkpoint(tmp_path / "tiny.pt", auxiliary=True)
     file = tmp_path / f"model.{kind}"
     with warnings.catch_warnings():
