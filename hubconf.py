@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse as _argparse
 
+import data as _data
+import engine as _engine
 import evaluate as _evaluate
 import genotypes as _genotypes
 import model as _model
@@ -49,14 +51,13 @@ def _network(
     """The genotype's network. ``num_classes`` is by default that of the dataset, or of the file where there is one."""
     genotype, large = _genotypes.load(arch), dataset == "imagenet"
     if weights is None:
-        classes = num_classes or _evaluate.data.lookup(dataset).num_classes or 1000
-        network = (_model.NetworkImageNet if large else _model.NetworkCIFAR)(C, classes, layers, False, genotype)
-        return network.eval()
+        classes = num_classes or _data.lookup(dataset).num_classes or 1000
+        return _model.network_for(large, C, classes, layers, False, genotype).eval()
     checkpoint, network = _evaluate.load_network(
         _argparse.Namespace(model_path=str(weights), arch=arch, init_channels=C, layers=layers)
     )
     own, classes = checkpoint.get("genotype"), network.classifier.out_features
-    if own is not None and _evaluate.load_genotype(str(own)) != genotype:  # cells of other pools have the same tensors
+    if own is not None and _engine.load_genotype(str(own)) != genotype:  # cells of other pools have the same tensors
         raise _UserError(f"{weights}: checkpoint is of another genotype than {arch}")
     if large != isinstance(network, _model.NetworkImageNet):
         raise _UserError(f"{weights}: checkpoint has the network for {'small' if large else 'large'} images")

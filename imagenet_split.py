@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from runs import write_whole
-from utils import UserError, cli, progress
+from utils import Parser, UserError, cli, number, progress
 
 PARTS = ("train", "val")
 MANIFEST = "split.json"  # written last: it marks a finished split
@@ -44,18 +44,13 @@ def main(args: argparse.Namespace) -> None:
 def split(data: Path, out: Path, args: argparse.Namespace) -> None:
     """Place the picked images of every class; a finished split is left as it is."""
     check_arguments(data, out, args)
-    wanted = {
-        "data": os.path.relpath(data.resolve(), out.resolve()),  # relative: both folders may move together
-        "train": args.train,
-        "val": args.val,
-        "seed": args.seed,
-        "mode": args.mode,
-    }
+    wanted = {"data": os.path.relpath(data.resolve(), out.resolve())}  # relative: both folders may move together
+    wanted |= {"train": args.train, "val": args.val, "seed": args.seed, "mode": args.mode}
     if (out / MANIFEST).exists():
         print(f"{out}: finished before, {recognise(out, wanted)}")
         return
-    classes = class_folders(data / "train")
-    plan = {name: pick(folder, args.train, args.val, args.seed) for name, folder in progress(classes, desc="listing")}
+    folders = progress(class_folders(data / "train"), desc="listing")
+    plan = {folder.name: pick(folder, args.train, args.val, args.seed) for folder in folders}
     check_leftovers(out, plan)
     for name, parts in progress(plan.items(), desc=f"{args.mode} images"):
         for part, images in parts.items():
@@ -66,14 +61,9 @@ def split(data: Path, out: Path, args: argparse.Namespace) -> None:
 
 
 def check_arguments(data: Path, out: Path, args: argparse.Namespace) -> None:
-    """UserError for fractions, a seed or an output folder that no split can have."""
-    for flag, fraction in (("--train", args.train), ("--val", args.val)):
-        if not 0 < fraction < 1:
-            raise UserError(f"{flag} {fraction}: expected a fraction of each class between 0 and 1")
-    if args.train + args.val > 1:
-        raise UserError(f"--train {args.train} --val {args.val}: together more than the whole class")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: expected 0 or a positive integer")
+    """UserError for fractions or an output folder that no split can have."""
+    if not (0 < args.train < 1 and 0 < args.val < 1 and args.train + args.val <= 1):
+        raise UserError(f"--train {args.train} --val {args.val}: expected two fractions of a class, together at most 1")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file, expected a folder")
     source, target = (data / "train").resolve(), out.resolve()
@@ -90,10 +80,8 @@ def recognise(out: Path, wanted: dict) -> str:
         raise UserError(f"{out / MANIFEST}: not written by imagenet_split.py; give another --out") from None
     for name, value in wanted.items():
         if made.get(name) != value:
-            raise UserError(
-                f"{out} is a finished split with {name} = {made.get(name)}, asked for {value};"
-                " nothing was changed: give another --out, or remove that folder first"
-            )
+            found = f"{out} is a finished split with {name} = {made.get(name)}, asked for {value}"
+            raise UserError(f"{found}; nothing was changed: give another --out, or remove that folder first")
     return line
 
 
@@ -103,19 +91,17 @@ def described(manifest: dict) -> str:
     return f"{manifest['classes']} classes, {images['train']} images in train/ and {images['val']} in val/"
 
 
-def class_folders(root: Path) -> list[tuple[str, Path]]:
-    """(name, folder) of the classes in ``root``, sorted by name."""
-    with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
-    if not names:
+def class_folders(root: Path) -> list[Path]:
+    """The folders of the classes in ``root``, sorted by name."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    if not folders:
         raise UserError(f"{root}: no class folders; expected {root}/<class>/<image>")
-    return [(name, root / name) for name in names]
+    return folders
 
 
 def image_names(folder: Path) -> list[str]:
     """Sorted names of the images in a folder; what is no image by its ending is left out."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.name.lower().endswith(IMG_EXTENSIONS))
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(IMG_EXTENSIONS))
 
 
 def pick(folder: Path, train: float, val: float, seed: int) -> dict[str, list[str]]:
@@ -144,19 +130,14 @@ def check_leftovers(out: Path, plan: dict[str, dict[str, list[str]]]) -> None:
             if path.name.endswith(TEMPORARY):
                 path.unlink()
             elif path.name not in plan.get(path.parent.name, {}).get(part, []):
-                raise UserError(
-                    f"{path} does not belong to this split: {out} holds the files of another one,"
-                    " or of an interrupted run with other arguments; give an empty --out"
-                )
+                other = f"{out} holds the files of another one, or of an interrupted run with other arguments"
+                raise UserError(f"{path} does not belong to this split: {other}; give an empty --out")
 
 
 def place(source: Path, target: Path, images: list[str], mode: str) -> None:
     """Link or copy images of a class; those that are there already stay. Each is whole or absent at any moment."""
     target.mkdir(parents=True, exist_ok=True)
-    present = set(image_names(target))
-    for name in images:
-        if name in present:
-            continue
+    for name in sorted(set(images) - set(image_names(target))):
         if mode == "link":
             link((source / name).resolve(), target / name)
         else:
@@ -169,10 +150,8 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError as error:
         if error.errno == errno.EXDEV:
-            raise UserError(
-                f"{source} and {target.parent} lie on different file systems, where no hard links are possible:"
-                " use --mode copy, or an --out beside the images"
-            ) from None
+            apart = f"{source} and {target.parent} lie on different file systems, where no hard links are possible"
+            raise UserError(f"{apart}: use --mode copy, or an --out beside the images") from None
         if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
             raise UserError(f"{source}: cannot be hard-linked ({error.strerror}): use --mode copy") from None
         raise
@@ -193,16 +172,16 @@ def copy(source: Path, target: Path) -> None:
 def check(data: Path, out: Path) -> None:
     """Open every image of both folders, list the unreadable ones and exit with 1 if there are any."""
     paths = {}  # by file, so that the hard links of a split are not opened again
-    for folder in (root / part for root in (data, out) for part in PARTS if (root / part).is_dir()):
-        for path in (images / name for _, images in class_folders(folder) for name in image_names(images)):
+    for part in (root / part for root in (data, out) for part in PARTS if (root / part).is_dir()):
+        for path in (folder / name for folder in class_folders(part) for name in image_names(folder)):
             status = path.stat() if path.exists() else None
             paths.setdefault((status.st_dev, status.st_ino) if status else path, str(path))
     bad = 0
     with multiprocessing.Pool(2) as pool:
-        for line in progress(pool.imap(unreadable, paths.values(), chunksize=32), total=len(paths), desc="opening"):
-            if line:
-                bad += 1
-                print(line, flush=True)
+        lines = pool.imap(unreadable, paths.values(), chunksize=32)
+        for line in filter(None, progress(lines, total=len(paths), desc="opening")):
+            bad += 1
+            print(line, flush=True)
     print(f"{len(paths)} images opened, {bad} unreadable")
     if bad:
         raise SystemExit(1)
@@ -224,12 +203,12 @@ def unreadable(path: str) -> str | None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--data", default=".data/imagenet", help="folder with train/<class>/<image>")
     parser.add_argument("--out", default=".data/imagenet_split", help="the split: train/<class>/ and val/<class>/")
     parser.add_argument("--train", type=float, default=0.1, help="fraction of each class that trains the weights")
     parser.add_argument("--val", type=float, default=0.025, help="fraction that trains the architecture")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=number(int, 0), default=0)
     parser.add_argument("--mode", choices=("link", "copy"), default="link", help="hard links take no space")
     parser.add_argument("--check", action="store_true", help="make nothing; open every image, list the unreadable ones")
     return parser

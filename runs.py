@@ -126,7 +126,7 @@ def _read_zip(data: bytes) -> Any:
         for info in infos:
             new.writestr(info.filename, old.read(info))  # raises BadZipFile if the checksum is wrong
         _check_instructions(io.BytesIO(old.read(f"{infos[0].filename.split('/')[0]}/data.pkl")))
-    return _read_twice(fresh)
+    return _read_twice(fresh, sum(info.file_size for info in infos if "/data/" in info.filename))
 
 
 def _read_legacy(data: bytes) -> Any:
@@ -134,30 +134,35 @@ def _read_legacy(data: bytes) -> Any:
     file = io.BytesIO(data)
     for _ in range(5):
         _check_instructions(file)
-    content = _read_twice(file)
+    content = _read_twice(file, len(data))
     if rest := len(data) - file.tell():
         raise UserError(f"damaged: {rest} bytes too many")
     return content
 
 
-def _read_twice(file: io.BytesIO) -> Any:
-    """torch.load, first without memory to see the shapes; UserError if a tensor is larger than its data or the file.
+def _read_twice(file: io.BytesIO, size: int) -> Any:
+    """torch.load, first without memory to see the shapes; UserError if tensors are larger than their data.
 
-    PyTorch itself refuses storages that do not have the size of their data. (A stride of 0 makes 4 bytes a terabyte.)
+    ``size`` bytes are there for all storages together. PyTorch itself refuses storages that do not have the size of
+    their data, but not before 2.6. (A stride of 0 makes 4 bytes a terabyte.)
     """
-    size = len(file.getbuffer())
     for device in ("meta", "cpu"):
         file.seek(0)
         content = torch.load(file, map_location=device, weights_only=True)
-        todo, seen = [content], set()
+        todo, seen, storages = [content], set(), {}
         while todo:
             item = todo.pop()
             if isinstance(item, torch.Tensor):
-                if item.numel() * item.element_size() > min(size, item.untyped_storage().nbytes()):
+                storage = item.untyped_storage()
+                place = storage.data_ptr()  # without memory all are at 0: then the largest counts
+                storages[place] = max(storage.nbytes(), storages.get(place, 0))
+                if item.numel() * item.element_size() > min(size, storage.nbytes()):
                     raise UserError(f"damaged: a tensor of shape {tuple(item.shape)} is larger than its data")
             elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
                 seen.add(id(item))
                 todo += [*item, *item.values()] if isinstance(item, dict) else item
+        if sum(storages.values()) > size:
+            raise UserError(f"damaged: tensors of {sum(storages.values())} bytes, there are {size}")
     return content
 
 

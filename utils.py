@@ -79,7 +79,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Shows the defaults, and keeps the lines of the script's docstring."""
 
 
-LARGEST = 2**32 - 1  # number that any flag takes
+LARGEST = {int: 2**32 - 1, float: sys.float_info.max}  # that any flag takes
 
 
 def number(kind: type, low: float, high: float = math.inf, below: float = math.inf) -> Callable[[str], Any]:
@@ -87,7 +87,7 @@ def number(kind: type, low: float, high: float = math.inf, below: float = math.i
 
     def convert(text: str) -> Any:
         value = kind(float(text)) if kind is int and float(text).is_integer() else kind(text)
-        if not low <= value <= min(high, LARGEST) or not value < below:
+        if not low <= value <= min(high, LARGEST[kind]) or not value < below:
             limit = f" and below {below}" if below < math.inf else f" and at most {high}" if high < math.inf else ""
             raise argparse.ArgumentTypeError(f"{text} is out of range: expected at least {low}{limit}")
         return value

@@ -236,6 +236,7 @@ def draw(found: dict[str, list[Search]], space: Space | None) -> Figure:
         random_line(axes[1], found.get("random", []), space)
     for axis in axes:
         axis.set_xlabel("epoch")
+        axis.set_xlim(0, max(lengths.values(), default=1) + 1)
         axis.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7.5, handlelength=2.6)

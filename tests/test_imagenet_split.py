@@ -104,16 +104,7 @@ def test_killed_and_run_again_gives_the_result_of_one_run(tmp_path):
     data = make_images(tmp_path / "data", classes=300, images=20)
     split(data, tmp_path / "whole", "--mode", "copy")
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        str(ROOT / "imagenet_split.py"),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--mode",
-        "copy",
-    ]
+    command = [sys.executable, ROOT / "imagenet_split.py", "--data", data, "--out", out, "--mode", "copy"]
     process = subprocess.Popen(command)
     while not len(list(out.glob("train/*"))) > 100:
         assert process.poll() is None
@@ -161,8 +152,8 @@ def test_no_hard_links_across_file_systems(tmp_path, monkeypatch):
         (["--data", "nowhere"], "no folder nowhere/train"),
         (["--train", "0"], "--train 0.0"),
         (["--val", "nan"], "--val nan"),
-        (["--train", "0.9", "--val", "0.2"], "more than the whole class"),
-        (["--seed", "-1"], "--seed -1"),
+        (["--train", "0.9", "--val", "0.2"], "together at most 1"),
+        (["--seed", "-1"], "--seed: -1 is out of range"),
         (["--out", "data"], "would mix"),
         (["--out", "data/train/split"], "would mix"),
     ],

@@ -12,6 +12,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import conftest  # noqa: F401  (puts the project's root on the path)
 import torch
@@ -70,6 +71,7 @@ def twenty_steps(batch_size: int) -> dict:
             )
 
     state = Recorded(args, info, Doubles(valid), search.Judge(args), torch.device("cpu"))
+    state.run = SimpleNamespace(folder=Path())
     state.network.double().eval()
     state.architecture.double()
     state.start_epoch()
