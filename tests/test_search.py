@@ -1,6 +1,7 @@
 """search.py: the loop against the published one, the second-order gradient, every flag, and runs that repeat."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -214,6 +215,30 @@ def test_gdas_trains_alphas_of_operations_it_does_not_compute():
     bilevel.architecture_backward(state.network, state.optimizer, *state.operations(), x, y)
     for ours, alpha in zip(fast_grads, state.architecture.values(), strict=True):
         torch.testing.assert_close(ours, alpha.grad)
+
+
+def test_every_process_draws_its_own_dropout_and_the_same_architecture(monkeypatch, tmp_path):
+    class Loader:
+        num_images = 3
+
+        def __len__(self):
+            return 3
+
+        def epoch(self, epoch, start):
+            return iter(range(start, 3))
+
+    drawn = {}
+    for rank in ("0", "1", "1"):
+        monkeypatch.setenv("RANK", rank)
+        utils.set_seed(0)
+        state = tiny_search("--method gdas --quiet")
+        state.run = SimpleNamespace(folder=tmp_path)
+        dropout, noise = [], []
+        for _ in state.steps(Loader()):
+            dropout.append(torch.rand(1).item())
+            noise.append(state.operations()[1])
+        assert drawn.setdefault(rank, (dropout, noise)) == (dropout, noise)
+    assert drawn["0"][1] == drawn["1"][1] and not set(drawn["0"][0]) & set(drawn["1"][0])
 
 
 def test_two_runs_with_the_same_seed_are_the_same(pictures, tmp_path):
