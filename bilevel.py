@@ -71,7 +71,7 @@ class BilevelSearch(Training):
             else:
                 loss, logits = architecture_backward(self.network, self.optimizer, weights, active, *valid)
         self.averages["arch"].add(loss, logits, valid[1])
-        return architecture_step(self.architecture, self.arch_optimizer, args.arch_grad_clip)
+        return clip_and_step(self.architecture, self.arch_optimizer, args.arch_grad_clip)
 
     def weight_step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step of SGD on the weights with a training batch; returns loss, logits and the gradient's norm."""
@@ -80,7 +80,7 @@ class BilevelSearch(Training):
         with autocast(self.args, self.device):
             logits = self.network(x, weights, active)
             loss = F.cross_entropy(logits, y)
-        return loss, logits, weight_step(self.optimizer, loss, self.args.grad_clip)
+        return loss, logits, backward_clip_and_step(self.optimizer, loss, self.args.grad_clip)
 
     @torch.no_grad()
     def validate(self) -> Metrics:
@@ -125,7 +125,7 @@ def architecture_backward(
     return loss, logits
 
 
-def architecture_step(architecture: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
+def clip_and_step(architecture: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
     """Step on the gradients of alpha and of beta, each clipped to norm ``clip`` (0: not); returns the norm of both."""
     betas = [p for name, p in architecture.named_parameters() if name.startswith("betas")]
     alphas = [p for name, p in architecture.named_parameters() if not name.startswith("betas")]
@@ -136,7 +136,7 @@ def architecture_step(architecture: nn.Module, optimizer: torch.optim.Optimizer,
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def weight_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
+def backward_clip_and_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
     """Backpropagate, clip the gradients to norm ``grad_clip``, step; returns the norm before clipping.
 
     Operations that were not active have no gradient and stay as they are.
@@ -233,7 +233,12 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         help="nearly half the memory: cells are computed again in the backward pass")  # fmt: skip
     add("--arch_learning_rate", type=number(float, 0), default=3e-4, help="of Adam")
     add("--arch_weight_decay", type=number(float, 0), default=1e-3)
-    add("--arch_grad_clip", type=number(float, 0), default=0.0, help="norm of alpha, of beta; 0: any")
+    add(
+        "--arch_grad_clip",
+        type=number(float, 0),
+        default=0.0,
+        help="largest norm of the gradient of alpha, and of that of beta; 0: no clipping",
+    )
     add("--train_portion", type=number(float, 0, 1), default=0.5, help="of the training images, for the weights")
     add("--learning_rate_min", type=number(float, 0), default=0.001, help="of SGD, after the last epoch")
     add("--drop_path_prob", type=number(float, 0, below=1), default=0.0,

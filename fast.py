@@ -37,7 +37,7 @@ from fast_cpu import (
     rows,
     tap_reads,
 )
-from operations import DilConv, FactorizedReduce, Identity, Pool, ReLUConvBN, SepConv, Zero
+from operations import OPS, DilConv, FactorizedReduce, Identity, Pool, ReLUConvBN, SepConv, Zero
 
 
 def switch_off(network: nn.Module) -> nn.Module:
@@ -51,12 +51,15 @@ def switch_off(network: nn.Module) -> nn.Module:
 # ---- tensors of a cell, and what their readers share ----------------------------------------------------------------
 
 
+AVERAGE = repr(OPS["avg_pool_3x3"](1, 1, False)[0])  # the pooling layer that fast_cpu.average computes
+
+
 class Node:
     """A tensor x (N, C, H, W) of a cell, and what the operations that read it have in common, computed once."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self._pooled: dict[tuple, Tensor | tuple[Tensor, ...]] = {}
+        self._pooled: dict[object, Tensor | tuple[Tensor, ...]] = {}
 
     @property
     def nodes(self) -> list[Node]:
@@ -80,16 +83,16 @@ class Node:
         return even_and_odd(self.relu.x)
 
     def pooled(self, pool: nn.Module) -> Tensor:
-        """pool(x), the same tensor for every pooling layer of this kind and stride."""
-        key = (type(pool), pool.stride)
+        """pool(x), the same tensor for every pooling layer with these settings."""
+        key = repr(pool)
         if key not in self._pooled:
-            averages = isinstance(pool, nn.AvgPool2d) and pool.stride == 1 and own_backward(self.x)
+            averages = key == AVERAGE and own_backward(self.x)
             self._pooled[key] = average(self.x) if averages else pool(self.x)
         return self._pooled[key]
 
     def centred(self, pool: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """pool(x) minus its mean, the same tensor again (in place: `pooled` gives it too), mean and variance (C)."""
-        key = (type(pool), pool.stride, "centred")
+        key = repr(pool), "centred"
         if key not in self._pooled:
             self._pooled[key] = centred(self.pooled(pool))
         return self._pooled[key]
@@ -290,9 +293,9 @@ def separable(image: Image, depthwise: nn.Conv2d, pointwise: nn.Conv2d, bn: nn.M
     k, stride, dilation = depthwise.kernel_size[0], depthwise.stride[0], depthwise.dilation[0]
     if stride == dilation == 2:
         stride = dilation = 1
-    if not own_backward(image.x):
+    if not own_backward(image.x) or k not in (3, 5):
         x = F.conv2d(image.x, depthwise.weight, depthwise.bias, stride, dilation * (k // 2), dilation, depthwise.groups)
-        return Term(x, None, pointwise, bn)
+        return Term(x, None, pointwise, bn) if not own_normalisation(x, bn) else Term(bn(pointwise(x)))
     tap_means = image.tap_means(k, stride, dilation) if own_normalisation(image.x, bn) else None
     x, mean = Depthwise.apply(image.x, depthwise.weight, tap_means, stride, dilation)
     return Term(x, mean, pointwise, bn)

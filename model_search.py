@@ -35,7 +35,10 @@ class MixedOp(nn.Module):
             self._ops.append(op)
 
     def forward(self, x: Tensor, weights: list[Tensor], active: list[int]) -> Tensor:
-        """sum over the active operations o of w_o * o(x) (DARTS, equation 2; the active ones alone: DDSAS)."""
+        """sum over the active operations o of w_o * o(x) (DARTS, equation 2; the active ones alone: DDSAS).
+
+        This is the definition, and runs with --plain; otherwise fast.supernet_cell computes the same faster.
+        """
         return sum(weights[k] * self._ops[k](x) for k in active)
 
 

@@ -1,9 +1,11 @@
 """The candidate operations of a cell: OPS, primitive name -> module, and the modules.
 
 To add an operation of your own, write its module here and a line at the end of OPS: the static and the shrinking space
-then have it, and search, retraining and pictures take it. An operation is built with the number of channels, the stride
+and P-DARTS then have it (they are no longer the published ones, and the tests of these say so), and search, retraining
+and pictures take it. An operation is built with the number of channels, the stride
 (1, or 2 on the edges of a reduction cell that leave its inputs) and whether its BatchNorm has gain and shift (`affine`,
-False in the supernet). Parameter names (`op`, `conv_1`, ...) are those of the DARTS lineage: released checkpoints load.
+False in the supernet); its forward must not change its input. Parameter names (`op`, `conv_1`, ...) are those of the
+DARTS lineage: released checkpoints load.
 
 The forwards here define the operations; fast.py computes the same numbers in less time.
 """

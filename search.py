@@ -237,11 +237,29 @@ def get_parser() -> argparse.ArgumentParser:
         " nasbench201: cells whose accuracies are known")  # fmt: skip
     add("--table", metavar="FILE.csv", help="nasbench201: accuracies to look up, instead of analog-nasbench's")
     add = parser.add_argument_group("dynamic subspace (ddsas)").add_argument
-    add("--dss_max_ops", type=number(int, 1), default=28, metavar="L", help="active operations per cell type")
+    add(
+        "--dss_max_ops",
+        type=number(int, 1),
+        default=28,
+        metavar="L",
+        help="active operations per cell type, `none` not counted",
+    )
     add("--dss_freq", type=number(int, 1), default=30, metavar="M", help="steps between two subspaces")
     add("--rdss_prob", type=number(float, 0, 1), default=0.0, help="probability of a random subspace")
-    add("--confidence", type=number(float, 0), default=1.44, metavar="c", help="of the UCB")
-    add("--begin", type=number(int, 0), default=0, metavar="EPOCH", help="random subspaces before it")
+    add(
+        "--confidence",
+        type=number(float, 0),
+        default=1.44,
+        metavar="c",
+        help="c in the bandit's bound sigmoid(beta) + c sqrt(ln T / n)",
+    )
+    add(
+        "--begin",
+        type=number(int, 0),
+        default=0,
+        metavar="EPOCH",
+        help="before this epoch every step has a random subspace",
+    )
     add = parser.add_argument_group("architecture").add_argument
     add("--arch", metavar="NAME", help="record the result in genotypes.py under this name")
     add("--saliency_type", default="simple", choices=["simple", "all"], help="ddsas: weights of operations")

@@ -76,7 +76,12 @@ class _Refused(argparse.Action):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults, and keeps the lines of the script's docstring."""
+    """Shows the defaults that say something, and keeps the lines of the script's docstring."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, False, ""):
+            return action.help or ""
+        return super()._get_help_string(action) if action.help else "(default: %(default)s)"
 
 
 LARGEST = {int: 2**32 - 1, float: sys.float_info.max}  # that any flag takes

@@ -86,10 +86,10 @@ def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pa
 
     def our_step() -> None:
         bilevel.architecture_backward(network, sgd, weights(), active, x, y)
-        bilevel.architecture_step(architecture, adam, 0)
+        bilevel.clip_and_step(architecture, adam, 0)
         with torch.no_grad():
             w = weights()
-        bilevel.weight_step(sgd, F.cross_entropy(network(x, w, active), y), 5)
+        bilevel.backward_clip_and_step(sgd, F.cross_entropy(network(x, w, active), y), 5)
 
     return plain_step, our_step
 

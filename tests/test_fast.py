@@ -20,7 +20,7 @@ import model
 import utils
 from genotypes import CELL_TYPES, PRIMITIVES
 from model_search import Architecture, DynamicSpace, Network
-from operations import OPS
+from operations import OPS, Pool, SepConv
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import run  # noqa: E402
@@ -112,11 +112,18 @@ def test_convolutions_of_every_size(name, stride, H):
 
 
 def test_an_operation_of_ones_own_works_in_search_and_retraining(monkeypatch):
-    """A line in OPS is all: fast.py computes what it does not know by the module's own forward."""
-    monkeypatch.setitem(OPS, "conv_3x3", lambda C, stride, affine: torch.nn.Conv2d(C, C, 3, stride, 1))
-    primitives = [*PRIMITIVES, "conv_3x3"]
+    """A line in OPS is all: fast.py takes other sizes, and leaves what it does not know to the module's own forward."""
+    own = {
+        "conv_3x3": lambda C, stride, affine: torch.nn.Conv2d(C, C, 3, stride, 1),
+        "max_pool_5x5": lambda C, stride, affine: Pool(torch.nn.MaxPool2d(5, stride, padding=2)),
+        "avg_pool_5x5": lambda C, stride, affine: Pool(torch.nn.AvgPool2d(5, stride, padding=2)),
+        "sep_conv_7x7": lambda C, stride, affine: SepConv(C, C, 7, stride, affine),
+    }
+    for name, op in own.items():
+        monkeypatch.setitem(OPS, name, op)
+    primitives = [*PRIMITIVES, *own]
     torch.manual_seed(0)
-    network, weights = Network(4, 10, 3, primitives), {kind: torch.rand(14, 9) for kind in CELL_TYPES}
+    network, weights = Network(4, 10, 3, primitives), {kind: torch.rand(14, 12) for kind in CELL_TYPES}
     plain, x = plain_copy(network), torch.randn(4, 3, 8, 8)
     outputs = [net(x, weights, None) for net in (network, plain)]
     close(*outputs, torch.float32)
@@ -150,7 +157,7 @@ def test_a_search_step_never_waits_for_the_device():
         with torch.no_grad():
             weights = architecture.weights(active)
         loss = F.cross_entropy(network(x, weights, active), y)
-        norm = bilevel.weight_step(sgd, loss, 5)
+        norm = bilevel.backward_clip_and_step(sgd, loss, 5)
         average.add(loss, logits, y)
         watch.add(0, loss, norm)
     with pytest.raises(AssertionError), NoSynchronisation():

@@ -74,11 +74,11 @@ def test_thirty_steps_are_those_of_the_published_search():
         active = state.method.subspace.active_ops()
         x, y, x_val, y_val = (batches[name][step % 6] for name in ("x", "y", "x_val", "y_val"))
         bilevel.architecture_backward(state.network, state.optimizer, state.operations()[0], active, x_val, y_val)
-        bilevel.architecture_step(state.architecture, state.arch_optimizer, 0)
+        bilevel.clip_and_step(state.architecture, state.arch_optimizer, 0)
         with torch.no_grad():
             weights = state.operations()[0]
         loss = F.cross_entropy(state.network(x, weights, active), y)
-        bilevel.weight_step(state.optimizer, loss, meta["grad_clip"])
+        bilevel.backward_clip_and_step(state.optimizer, loss, meta["grad_clip"])
         state.step += 1
         assert loss.item() == pytest.approx(arrays["trace/train_loss"][step], rel=1e-5)
     assert str(state.method.subspace.genotype()) == str(arrays["genotype"])
@@ -97,7 +97,7 @@ def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypa
     def train_loss(weights):
         return F.cross_entropy(state.network(train[0], weights, active), train[1])
 
-    bilevel.weight_step(state.optimizer, train_loss(state.operations()[0]), 0)  # fills the buffers
+    bilevel.backward_clip_and_step(state.optimizer, train_loss(state.operations()[0]), 0)  # fills the buffers
     state.architecture.zero_grad()
     buffers = {name: b.clone() for name, b in state.network.named_buffers()}
     bilevel.unrolled_backward(state.network, state.optimizer, state.operations()[0], active, train, valid)
@@ -318,7 +318,7 @@ def test_the_architecture_step_leaves_the_weights_alone():
     assert all(p.grad is None and p.requires_grad for p in state.network.parameters())
     assert all(p.grad.abs().sum() > 0 for p in state.architecture.parameters())
     norms = [p.grad.norm() for p in state.architecture.parameters()]
-    norm = bilevel.architecture_step(state.architecture, state.arch_optimizer, clip=5)
+    norm = bilevel.clip_and_step(state.architecture, state.arch_optimizer, clip=5)
     assert norm == pytest.approx(torch.stack(norms).norm().item())
 
 
@@ -328,7 +328,7 @@ def test_the_gradients_of_alpha_and_of_beta_are_clipped_each():
     before = {name: p.detach().clone() for name, p in state.architecture.named_parameters()}
     for name, p in state.architecture.named_parameters():
         p.grad = torch.full_like(p, 7.0 if name.startswith("alphas") else 1e-3)
-    bilevel.architecture_step(state.architecture, state.arch_optimizer, clip=5)
+    bilevel.clip_and_step(state.architecture, state.arch_optimizer, clip=5)
     step = {name: (p.detach() - before[name]).flatten() for name, p in state.architecture.named_parameters()}
     assert torch.cat([step["alphas_normal"], step["alphas_reduce"]]).norm() == pytest.approx(5, rel=1e-4)
     assert step["betas_normal"] == pytest.approx(torch.full((112,), -1e-3, dtype=torch.float64))
