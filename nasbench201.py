@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fast_cpu
 import utils
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -191,7 +192,9 @@ def joined(cell: SearchCell, x: Tensor, weights: list[list[Tensor]], active: lis
             if isinstance(ops[0], ReLUConvBN):
                 outputs = convolutions(positive(), ops, gains)
             else:
-                y = ops[0](x)  # no parameters: the same for every edge
+                # no parameters: the same for every edge
+                averages = PRIMITIVES[o] == "avg_pool_3x3" and x.is_cpu and not torch.is_autocast_enabled("cpu")
+                y = fast_cpu.average(x) if averages else ops[0](x)
                 outputs = [gain * y for gain in gains]
             for node, output in zip(nodes, outputs, strict=True):
                 sums[node].append(output)
