@@ -257,7 +257,7 @@ def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
 
 def placed(network: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
     """The network on its device, and with --plain without fast.py."""
-    return (fast.switch_off(network) if args.plain else network).to(device)
+    return fast.switch_off(network).to(device) if args.plain else fast.place(network, device)
 
 
 def data_arguments(args: argparse.Namespace, device: torch.device) -> dict:
