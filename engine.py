@@ -308,6 +308,8 @@ TAGS = {  # the names of history.jsonl, as TensorBoard groups them
     "test_acc": "accuracy/test",
     "test_acc_top5": "accuracy/test_top5",
     "best_acc": "accuracy/best",
+    "table_acc": "accuracy/looked_up",
+    "table_rank": "rank/looked_up",
     "lr": "learning_rate/weights",
     "arch_lr": "learning_rate/architecture",
     "tau": "schedule/tau",
