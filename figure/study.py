@@ -20,9 +20,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 import genotypes
+import model
 import utils
 import visualize
 from figure.figure1 import FOLDER, markdown_table, read_lines
@@ -51,7 +53,7 @@ class Cell:
     seed: int
     genotype: str
     test_acc: float  # percent of all test images, after the last epoch
-    params: float  # millions
+    params: float  # millions, for 10 classes
     protocol: str  # of the retraining, in words
     retrain_minutes: float
     search_minutes: float | None = None
@@ -79,10 +81,12 @@ def collect(folder: Path) -> tuple[list[Cell], int]:
             raise utils.UserError(
                 f"{path}: retrained with another --{differ[0]} than {finished[0].name}: draw them apart"
             )
-        params, _ = visualize.cost(record.genotype, (args["init_channels"], args["layers"], False))
+        with torch.device("meta"):
+            network = model.network_for(False, args["init_channels"], 10, args["layers"], False, record.genotype)
         cells.append(
             Cell(
-                *(method, int(seed), str(record.genotype), record.history[-1]["test_acc"], round(params, 4)),
+                *(method, int(seed), str(record.genotype), record.history[-1]["test_acc"]),
+                model.count_parameters(network) / 1e6,
                 f"{args['dataset']}, {args['init_channels']} channels, {args['layers']} cells, {args['epochs']} epochs"
                 f" of {100 * args['train_portion']:g} % of the training images",
                 round(record.minutes, 2),

@@ -110,10 +110,9 @@ done
 if [ -z "$list" ]; then
     source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
     # without the images nothing is begun; where they can be downloaded, it is done once
-    "$PYTHON" -c "import sys, data, engine, retrain, utils
-sys.argv[0] = 'study.sh'
-utils.cli(lambda args: data.test_data(**engine.data_arguments(args, 'cpu')), retrain.get_parser())" \
-        "${retraining[@]}" ${RETRAIN[@]+"${RETRAIN[@]}"} ${more[@]+"${more[@]}"}
+    look="import sys, data, engine, retrain, utils; sys.argv[0] = 'study.sh'; "
+    look+="utils.cli(lambda args: data.test_data(**engine.data_arguments(args, 'cpu')), retrain.get_parser())"
+    "$PYTHON" -c "$look" "${retraining[@]}" ${RETRAIN[@]+"${RETRAIN[@]}"} ${more[@]+"${more[@]}"}
 fi
 many_run
 "$PYTHON" -m figure.study "$out" --out "$out"
