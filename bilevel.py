@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import data
+import engine
 import utils
 from engine import Training, autocast, evaluate, placed
 from model_search import Network
@@ -36,19 +37,28 @@ class BilevelSearch(Training):
         self.valid = valid
         self.averages["arch"] = Average(device)
 
-    def take(self, network: Network, architecture: nn.Module) -> None:
-        """Search with this supernet and these architecture parameters from now on, with fresh optimizers."""
+    def take(self, network: Network, architecture: nn.Module, all_active: bool) -> None:
+        """Search with this supernet and these architecture parameters from now on, with fresh optimizers.
+
+        ``all_active``: every operation is computed at every step. The fused SGD needs that: it starts the momentum of
+        all weights at the same step.
+        """
         args = self.args
         self.network, self.architecture = placed(network, args, self.device), architecture.to(self.device)
         self.network.checkpoint_cells = args.checkpoint_cells
         self.optimizer = torch.optim.SGD(
-            network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay
+            network.parameters(),
+            args.learning_rate,
+            args.momentum,
+            weight_decay=args.weight_decay,
+            fused=engine.fused(self.device) if all_active else None,
         )
         self.arch_optimizer = torch.optim.Adam(
             architecture.parameters(),
             args.arch_learning_rate,
             betas=(0.5, 0.999),
             weight_decay=args.arch_weight_decay,
+            fused=engine.fused(self.device),
         )
 
     def operations(self, noise: bool = True) -> tuple[dict[str, Tensor], Active]:
@@ -104,8 +114,8 @@ class BilevelSearch(Training):
         super().load_state_dict(state)
         self.network.load_state_dict(state["state_dict"])
         self.architecture.load_state_dict(state["architecture"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.arch_optimizer.load_state_dict(state["arch_optimizer"])
+        engine.load_optimizer(self.optimizer, state["optimizer"])
+        engine.load_optimizer(self.arch_optimizer, state["arch_optimizer"])
 
 
 # ---- the two steps --------------------------------------------------------------------------------------------------
@@ -121,7 +131,8 @@ def architecture_backward(
     with frozen(optimizer):
         logits = network(x, weights, active)
         loss = F.cross_entropy(logits, y)
-        loss.backward()
+        with torch.autocast(x.device.type, enabled=False):  # which is for forward passes
+            loss.backward()
     return loss, logits
 
 

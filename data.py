@@ -42,7 +42,7 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
-from utils import UserError, progress
+from utils import UserError, progress, to_device
 
 log = logging.getLogger(__name__)
 
@@ -445,12 +445,12 @@ class InMemory:
         device, size = self.images.device, self.info.image_size
         padding = size // 8  # 4 for 32 x 32
         for indices, numbers in steps:
-            indices = torch.from_numpy(indices).to(device, non_blocking=True)
+            indices = to_device(torch.from_numpy(indices), device)
             images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
             if numbers is None:
                 yield normalise(images, self.info), labels
                 continue
-            draws = draw_augmentation(numbers, size, padding).to(device, non_blocking=True)
+            draws = to_device(draw_augmentation(numbers, size, padding), device)
             top, left, flip, row, column = draws.unbind(1)
             x = normalise(crop_and_flip(images, top, left, flip, padding), self.info)
             yield cut_out(x, row, column, self.options.cutout), labels

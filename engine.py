@@ -260,6 +260,17 @@ def placed(network: nn.Module, args: argparse.Namespace, device: torch.device) -
     return fast.switch_off(network).to(device) if args.plain else fast.place(network, device)
 
 
+def fused(device: torch.device) -> bool | None:
+    """For an optimizer whose parameters all have a gradient at every step: one kernel for all of them, on CUDA."""
+    return True if device.type == "cuda" else None
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """optimizer.load_state_dict, with the kernels of this device and not those of the one where it was saved."""
+    own = {name: optimizer.defaults[name] for name in ("fused", "foreach")}
+    optimizer.load_state_dict(state | {"param_groups": [group | own for group in state["param_groups"]]})
+
+
 def data_arguments(args: argparse.Namespace, device: torch.device) -> dict:
     """What the functions of data.py that open a dataset are told by the arguments all scripts have."""
     rank, world_size = utils.start_distributed(device)
@@ -358,6 +369,12 @@ def check_common(args: argparse.Namespace, device: torch.device) -> None:
         raise UserError("--amp needs a CUDA device: on the CPU leave it out")
 
 
+def add_tf32_argument(add: Callable) -> None:
+    add("--tf32", action=argparse.BooleanOptionalAction, default=True,
+        help="float32 convolutions and matrix products as TF32 on CUDA, as PyTorch does convolutions unless told"
+        " otherwise; --no-tf32: in full, as on the GPUs before Ampere that the papers had")  # fmt: skip
+
+
 DATA_FLAGS = "--data", "--tmp_data_dir"  # ours, and P-DARTS'
 
 
@@ -381,6 +398,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, data_flags: tuple[str,
     add("--grad_clip", type=number(float, 0), default=5.0, help="largest norm of the weights' gradient; 0: any")
     add("--warmup_epochs", type=number(int, 0), default=0, help="used with batches of more than 256")
     add("--amp", action="store_true", help="bfloat16 on CUDA (less memory, not the same digits)")
+    add_tf32_argument(add)
     add("--plain", action="store_true", help="compute as the definitions say, without fast.py: slower, same numbers")
     utils.add_run_arguments(parser)
 

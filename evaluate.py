@@ -62,6 +62,7 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
         args.model_path = released(args)
     device = utils.device_of(args)
     engine.check_common(args, device)
+    utils.cuda_settings(args.tf32)
     rank, world_size = utils.start_distributed(device)
     checkpoint, network = load_network(args)
     dataset, image_size = tested_on(args, checkpoint, network)
@@ -422,6 +423,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:N")
     parser.add_argument("--gpu", type=number(int, 0), metavar="N", help="use GPU number N")
     parser.add_argument("--amp", action="store_true", help="bfloat16 on CUDA")
+    engine.add_tf32_argument(parser.add_argument)
     parser.add_argument("--json", action="store_true", help="print the results as one line of json")
     parser.add_argument("--export", nargs=2, metavar=("FORMAT", "FILE"),
                         help="before the test write the network as onnx, torchscript or pt2")  # fmt: skip

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import fast
 from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES, Genotype
 from operations import OPS, FactorizedReduce, Identity, Pool, ReLUConvBN
+from utils import to_device
 
 
 class MixedOp(nn.Module):
@@ -223,6 +224,7 @@ class Architecture(nn.Module):
     def __init__(self, num_edges: int, num_ops: int, cell_types: tuple[str, ...] = CELL_TYPES) -> None:
         super().__init__()
         self.cell_types = cell_types
+        self._masks: dict[str, tuple[list[list[int]] | None, Tensor]] = {}  # active operations, and as a mask
         for name in ("alphas", "betas"):
             for kind in cell_types:
                 self.register_parameter(f"{name}_{kind}", nn.Parameter(1e-3 * torch.randn(num_edges, num_ops)))
@@ -251,7 +253,7 @@ class Architecture(nn.Module):
         betas = self.betas()
         weights = {}
         for kind, alpha in self.alphas().items():
-            mask = active_mask(alpha, None if active is None else active[kind])
+            mask = self.mask(kind, None if active is None else active[kind])
             if tau is not None:  # (log softmax(alpha) + g) / tau with g = -log(E), E ~ Exp(1)
                 g = -torch.empty_like(alpha).exponential_(generator=noise).log()
                 alpha = (F.log_softmax(alpha, dim=-1) + g) / tau
@@ -268,13 +270,21 @@ class Architecture(nn.Module):
             weights[kind] = w
         return weights
 
+    def mask(self, kind: str, active: list[list[int]] | None) -> Tensor:
+        """`active_mask` on the device of alpha; it is copied there only when the active operations are other ones."""
+        alpha, (known, mask) = self.alphas()[kind], self._masks.get(kind, (None, None))
+        if mask is None or known != active or mask.device != alpha.device:
+            mask = active_mask(alpha, active)
+            self._masks[kind] = None if active is None else [list(ops) for ops in active], mask
+        return mask
+
 
 def active_mask(like: Tensor, active: list[list[int]] | None) -> Tensor:
     """A bool tensor (14, o): True where the operation is active (None: everywhere)."""
     mask = np.full(like.shape, active is None)
     for edge, ops in enumerate(active or []):
         mask[edge, ops] = True
-    return torch.from_numpy(mask).to(like.device, non_blocking=True)
+    return to_device(torch.from_numpy(mask), like.device)
 
 
 def masked_softmax(x: Tensor, mask: Tensor) -> Tensor:

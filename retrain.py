@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> Path:
         vars(args).update({k: v for k, v in (("init_channels", 16), ("layers", 5)) if k not in args.given})
     engine.check_common(args, device)
     utils.set_seed(args.seed)
+    utils.cuda_settings(args.tf32)
     train, test, info = data.train_data(**engine.data_arguments(args, device))
     if args.train_portion < 1:
         train = part_of(train, args.train_portion)
@@ -113,7 +114,11 @@ class Retraining(Training):
             self.parallel = DistributedDataParallel(self.network, [device] if device.type == "cuda" else None)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smooth)
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay
+            self.network.parameters(),
+            args.learning_rate,
+            args.momentum,
+            weight_decay=args.weight_decay,
+            fused=engine.fused(device),
         )
         self.best_acc_top1 = 0.0
 
@@ -177,7 +182,7 @@ class Retraining(Training):
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.network.load_state_dict(state["state_dict"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        engine.load_optimizer(self.optimizer, state["optimizer"])
         self.best_acc_top1 = state["best_acc_top1"]
 
 

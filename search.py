@@ -39,6 +39,7 @@ def main(args: argparse.Namespace) -> Path:
     resumed = resume_run(args, "search.py")
     check(args, device)
     utils.set_seed(args.seed)
+    utils.cuda_settings(args.tf32)
     judge = Judge(args)
     if args.method == "random":
         return draw(args, judge, resumed)
@@ -110,7 +111,7 @@ class Search(BilevelSearch):
         network = CELLS[space.cells].supernet(args.init_channels, info.num_classes, args.layers, space.primitives, stem)
         self.method = METHODS[args.method](args, space, device)
         network.straight_through = self.method.straight_through
-        self.take(network, self.method.architecture)
+        self.take(network, self.method.architecture, args.method == "darts")
 
     # ---- the loop of one epoch ----
 

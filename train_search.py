@@ -45,6 +45,7 @@ def main(args: argparse.Namespace) -> Path:
     resumed = resume_run(args, "train_search.py", may_change=())
     check(args, device)
     utils.set_seed(args.seed)
+    utils.cuda_settings(args.tf32)
     train, valid, info = data.search_data(**engine.data_arguments(args, device), train_portion=args.train_portion)
     search = ProgressiveSearch(args, info, valid, device)
     run = resumed or create_run(args, "train_search.py", "search")
@@ -115,7 +116,7 @@ class ProgressiveSearch(BilevelSearch):
         stem = engine.stem_for(self.info, args.dataset)
         network = Network(channels, self.info.num_classes, layers, self.candidates, stem)
         num_ops = len(self.candidates["normal"][0])
-        self.take(network, nn.ParameterDict({cell: 1e-3 * torch.randn(EDGES, num_ops) for cell in CELL_TYPES}))
+        self.take(network, nn.ParameterDict({cell: 1e-3 * torch.randn(EDGES, num_ops) for cell in CELL_TYPES}), True)
 
     def next_epoch(self) -> None:
         """Go on to the next epoch; after the last of a stage drop candidates and build the next stage's supernet."""
