@@ -103,7 +103,7 @@ def supernet_cell(
 ) -> Concatenation:
     """What model_search.Cell.forward computes, with the weights of all edges as one matrix (14, o)."""
     statistics = Statistics()
-    nodes = [preprocessed(cell.preprocess0, s0, statistics), preprocessed(cell.preprocess1, s1, statistics)]
+    nodes = [Node(evaluated(op, s, statistics)) for op, s in ((cell.preprocess0, s0), (cell.preprocess1, s1))]
     groups = [grouped(cell, edges, active, weights.shape[1]) for edges in cell.incoming]
     C = nodes[0].x.shape[1]
     gains = iter(Gains.apply(weights, [group.places for node in groups for group in node], C))
@@ -161,7 +161,7 @@ def discovered_cell(
 ) -> Concatenation:
     """What model.Cell.forward computes, with the same arguments."""
     statistics = Statistics()
-    nodes = [preprocessed(cell.preprocess0, s0, statistics), preprocessed(cell.preprocess1, s1, statistics)]
+    nodes = [Node(evaluated(op, s, statistics)) for op, s in ((cell.preprocess0, s0), (cell.preprocess1, s1))]
     keeps = cell.keeps(nodes[0].x, drop_path_prob)
     for n, pair in enumerate(cell.incoming):
         ops, sources, keep = ([values[e] for e in pair] for values in (cell._ops, cell._indices, keeps))
@@ -191,8 +191,8 @@ def dropped_sum(a: Tensor, b: Tensor, keep_a: Tensor | None, keep_b: Tensor | No
     return a + b if keep_a is None else torch.addcmul(b, a, keep_a)
 
 
-def evaluated(op: nn.Module, source: Node, statistics: Statistics) -> Tensor:
-    """One operation of a discovered network."""
+def evaluated(op: nn.Module, source: Node | Concatenation, statistics: Statistics) -> Tensor:
+    """An operation of a discovered network, or the preprocessing of a cell's input."""
     if isinstance(op, CHAINS):
         return chain([op.op], source, None, statistics)
     if isinstance(op, FactorizedReduce):
@@ -200,13 +200,6 @@ def evaluated(op: nn.Module, source: Node, statistics: Statistics) -> Tensor:
     if isinstance(op, Pool) and len(op) == 1:
         return source.pooled(op[0])
     return op(source.x)
-
-
-def preprocessed(op: nn.Module, source: Node | Concatenation, statistics: Statistics) -> Node:
-    """An input of a cell: all of the output ``source`` of an earlier one, to C channels."""
-    if isinstance(op, FactorizedReduce):
-        return Node(normalised(halved([op], source), [op.bn], None, statistics))
-    return Node(chain([op.op], source, None, statistics))
 
 
 # ---- operations side by side ----------------------------------------------------------------------------------------
