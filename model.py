@@ -16,7 +16,7 @@ import fast
 import nasbench201
 from genotypes import Genotype
 from model_search import imagenet_stem
-from operations import OPS, FactorizedReduce, Identity, ReLUConvBN
+from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, dropped
 
 
 class Cell(nn.Module):
@@ -46,15 +46,15 @@ class Cell(nn.Module):
             states.append(a + b)
         return torch.cat([states[i] for i in self._concat], dim=1)
 
-    def drop_path(self, edge: int, y: Tensor, p: float) -> Tensor:
+    def drop_path(self, edge: int, y: Tensor, p: float | Tensor) -> Tensor:
         """The operation's output y, in training dropped for some samples unless it is an identity."""
-        return drop_path(y, p) if self.training and p > 0 and not isinstance(self._ops[edge], Identity) else y
+        drops = self.training and not isinstance(self._ops[edge], Identity) and (isinstance(p, Tensor) or p > 0)
+        return drop_path(y, p) if drops else y
 
 
-def drop_path(x: Tensor, p: float) -> Tensor:
+def drop_path(x: Tensor, p: float | Tensor) -> Tensor:
     """x (N, C, H, W) with each sample zeroed with probability p, the others divided by 1 - p (FractalNet, 2017)."""
-    keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - p)
-    return x * (keep / (1 - p))
+    return dropped(x, p, (len(x), 1, 1, 1))
 
 
 class AuxiliaryHead(nn.Module):
@@ -102,7 +102,7 @@ class Network(nn.Module):
         auxiliary_second_bn: bool,
     ) -> None:
         super().__init__()
-        self.drop_path_prob = 0.0
+        self.drop_path_prob: float | Tensor = 0.0  # set_probability of operations.py sets it
         self._auxiliary_layer = 2 * layers // 3
         C_prev_prev, C_prev, reduction_prev = C_stem, C_stem, reduction_first
         self.cells = nn.ModuleList()
@@ -232,7 +232,7 @@ def count_multiply_adds(network: nn.Module, image_size: int) -> int:
     device, training = next(network.parameters()).device, network.training
     network.eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, 3, image_size, image_size, device=device))
+        network.forward(torch.empty(1, 3, image_size, image_size, device=device))  # not compiled for it
     network.train(training)
     return counter.get_total_flops() // 2
 
