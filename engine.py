@@ -260,8 +260,9 @@ BACKEND = "inductor"  # of torch.compile; tests take quicker ones
 
 def placed(network: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
     """The network on its device, with --plain without fast.py, and with --compile compiled."""
-    network = (fast.switch_off(network) if args.plain else network).to(device)
-    return compiled(network, device) if args.compile else network
+    if args.compile:
+        return compiled(network.to(device), device)
+    return fast.switch_off(network).to(device) if args.plain else fast.place(network, device)
 
 
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
@@ -339,6 +340,8 @@ TAGS = {  # the names of history.jsonl, as TensorBoard groups them
     "test_acc": "accuracy/test",
     "test_acc_top5": "accuracy/test_top5",
     "best_acc": "accuracy/best",
+    "table_acc": "accuracy/looked_up",
+    "table_rank": "rank/looked_up",
     "lr": "learning_rate/weights",
     "arch_lr": "learning_rate/architecture",
     "tau": "schedule/tau",

@@ -7,6 +7,7 @@ The way in: networks pass `nodes` instead of tensors to their cells, whose forwa
   cell's output stays a list of nodes (`Concatenation`), since the next cell's 1x1 convolution can read them one by one.
 - Passes over large tensors: an operation ends in a `Term`, its last 1x1 convolution and normalisation not computed yet,
   and the node that sums the terms uses an operation's weight as the gain of its normalisation.
+- On a GPU, `on_gpu`, it is launches that count: fast_gpu.py computes the cells.
 - On a CPU, in training at full precision (`own_backward`), fast_cpu.py has faster backward passes for depthwise
   convolutions, 1x1 convolutions of several tensors, and sums of 1x1 convolution + batch normalisation.
 
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import fast_gpu
 from fast_cpu import (
     Depthwise,
     NormalisedSum,
@@ -131,17 +133,36 @@ class Image:
         return self._tap_means[key]
 
 
-Nodes = Node | Concatenation  # what cells pass on instead of tensors
+GPU_NODES = fast_gpu.Node, fast_gpu.Concatenation
+Nodes = Node | Concatenation | fast_gpu.Node | fast_gpu.Concatenation  # what cells pass on instead of tensors
 
 
-def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+def on_gpu(x: Tensor) -> bool:
+    """Whether fast_gpu.py computes the cells."""
+    return not x.is_cpu
 
 
-def nodes(s0: Tensor, s1: Tensor) -> tuple[Node, Node]:
+def memory_order(x: Tensor) -> torch.memory_format:
+    """The order of images and kernels that is faster: channels_last on a CPU, NCHW on a GPU (see fast_gpu.py)."""
+    return torch.contiguous_format if on_gpu(x) else torch.channels_last
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Images in the order that is faster."""
+    return x.contiguous(memory_format=memory_order(x))
+
+
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on the device, its kernels in the order that is faster there."""
+    network = network.to(device)
+    return network.to(memory_format=memory_order(next(network.parameters())))
+
+
+def nodes(s0: Tensor, s1: Tensor) -> tuple[Nodes, Nodes]:
     """The two inputs of the first cell; one node if they are the same tensor."""
-    first = Node(s0)
-    return first, first if s1 is s0 else Node(s1)
+    kind = fast_gpu.Node if on_gpu(s0) else Node
+    first = kind(s0)
+    return first, first if s1 is s0 else kind(s1)
 
 
 def whole(x: Tensor | Nodes) -> Tensor:
@@ -161,6 +182,8 @@ def supernet_cell(
     rest: list[Tensor | None],
 ) -> Concatenation:
     """What model_search.Cell.forward computes, with the same arguments."""
+    if isinstance(s0, GPU_NODES):
+        return fast_gpu.supernet_cell(cell, s0, s1, weights, active, rest)
     nodes = preprocessed(cell, s0, s1)
     for edges, added in zip(cell.incoming, rest, strict=True):
         terms, gains = [], []
@@ -179,11 +202,16 @@ def supernet_cell(
 
 def discovered_cell(cell: nn.Module, s0: Nodes, s1: Nodes, drop_path_prob: float) -> Concatenation:
     """What model.Cell.forward computes, with the same arguments."""
+    if isinstance(s0, GPU_NODES):
+        return fast_gpu.discovered_cell(cell, s0, s1, drop_path_prob)
     nodes = preprocessed(cell, s0, s1)
+    keeps = cell.keeps(nodes[0].x, drop_path_prob)
     for pair in cell.incoming:
         terms = (term_of(cell._ops[e], nodes[cell._indices[e]]) for e in pair)
         if cell.training:
-            a, b = (cell.drop_path(e, evaluate(t), drop_path_prob) for e, t in zip(pair, terms, strict=True))
+            a, b = (
+                evaluate(t) if keeps[e] is None else evaluate(t) * keeps[e] for e, t in zip(pair, terms, strict=True)
+            )
             nodes.append(Node(a + b))
         else:
             nodes.append(Node(fused_sum(list(terms))))
@@ -204,13 +232,15 @@ def recomputed_cell(
     """
     inputs, first = [node.x for node in s0.nodes + s1.nodes], len(s0.nodes)
 
+    node, concatenation = GPU_NODES if isinstance(s0, GPU_NODES) else (Node, Concatenation)
+
     def run(*xs: Tensor) -> list[Tensor]:
-        fresh = [Node(x) for x in xs]
-        cells = Concatenation(fresh[:first]), Concatenation(fresh[first:])
+        fresh = [node(x) for x in xs]
+        cells = concatenation(fresh[:first]), concatenation(fresh[first:])
         return [node.x for node in cell(*cells, *arguments).nodes]
 
     outputs = checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: contexts)
-    return Concatenation([Node(x) for x in outputs])
+    return concatenation([node(x) for x in outputs])
 
 
 # ---- operations, up to their last convolution and normalisation -----------------------------------------------------

@@ -29,6 +29,7 @@ NODES = 4  # intermediate nodes of a cell
 EDGE_LIST = [(node, source) for node in range(NODES) for source in range(2 + node)]  # the order of every table
 EDGES = len(EDGE_LIST)  # 14: node i has 2 + i incoming edges
 PRIMITIVES = list(OPS)
+WRITTEN_FOR = 60  # epochs of a search: the schedules of SPACES
 
 
 class Space(NamedTuple):
@@ -42,6 +43,18 @@ class Space(NamedTuple):
     shrink: dict[int, int] = {}
     expand: dict[int, int] = {}
     cells: str = "darts"  # how a cell is built: see methods.CELLS
+
+    def scaled(self, epochs: int) -> Space:
+        """The space with its schedule, which is written for 60 epochs, in the same proportions for ``epochs``.
+
+        Nothing is removed in epoch 0, when no saliency is known; what falls into one epoch is removed together.
+        """
+        shrink: dict[int, int] = {}
+        for epoch, num in self.shrink.items():
+            at = max(1, epoch * epochs // WRITTEN_FOR)
+            shrink[at] = shrink.get(at, 0) + num
+        expand = {epoch * epochs // WRITTEN_FOR: num for epoch, num in self.expand.items()}
+        return self._replace(shrink=shrink, expand=expand)
 
     def describe(self) -> str:
         """What is available when, in words; nothing for a space that stays as it is."""

@@ -13,10 +13,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 import fast
+import fast_gpu
 import nasbench201
 from genotypes import Genotype
 from model_search import imagenet_stem
-from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, dropped
+from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, draws
 
 
 class Cell(nn.Module):
@@ -35,26 +36,34 @@ class Cell(nn.Module):
         self.multiplier = len(self._concat)
         self._indices = [source for _, source in edges]
         self._ops = nn.ModuleList(OPS[op](C, 2 if reduction and source < 2 else 1, True) for op, source in edges)
+        self.merged = nn.ModuleDict()  # of a fused copy on a GPU: fast_gpu.merge
 
     def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
         """The output (N, C * multiplier, H, W) from those of the two cells before."""
         if not isinstance(s0, Tensor):  # nodes of fast.py: the same, faster
             return fast.discovered_cell(self, s0, s1, drop_path_prob)
         states = [self.preprocess0(s0), self.preprocess1(s1)]
+        keeps = self.keeps(states[0], drop_path_prob)
         for pair in self.incoming:
-            a, b = (self.drop_path(e, self._ops[e](states[self._indices[e]]), drop_path_prob) for e in pair)
+            a, b = (dropped(self._ops[e](states[self._indices[e]]), keeps[e]) for e in pair)
             states.append(a + b)
         return torch.cat([states[i] for i in self._concat], dim=1)
 
-    def drop_path(self, edge: int, y: Tensor, p: float | Tensor) -> Tensor:
-        """The operation's output y, in training dropped for some samples unless it is an identity."""
-        drops = self.training and not isinstance(self._ops[edge], Identity) and (isinstance(p, Tensor) or p > 0)
-        return drop_path(y, p) if drops else y
+    def keeps(self, x: Tensor, p: float | Tensor) -> list[Tensor | None]:
+        """For each edge what drop path (FractalNet, 2017) multiplies the N samples of a batch x with, (N, 1, 1, 1).
+
+        0 with probability p, otherwise 1 / (1 - p); None where nothing is dropped: identities, and outside of training.
+        """
+        if not self.training or not isinstance(p, Tensor) and p == 0:
+            return [None] * len(self._ops)
+        drops = [not isinstance(op, Identity) for op in self._ops]
+        numbers = iter(draws(x, p, (sum(drops), len(x), 1, 1, 1)).unbind())
+        return [next(numbers) if drop else None for drop in drops]
 
 
-def drop_path(x: Tensor, p: float | Tensor) -> Tensor:
-    """x (N, C, H, W) with each sample zeroed with probability p, the others divided by 1 - p (FractalNet, 2017)."""
-    return dropped(x, p, (len(x), 1, 1, 1))
+def dropped(y: Tensor, keep: Tensor | None) -> Tensor:
+    """An operation's output y (N, C, H, W) after drop path: see `Cell.keeps`."""
+    return y if keep is None else y * keep
 
 
 class AuxiliaryHead(nn.Module):
@@ -126,7 +135,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (N, classes) of images (N, 3, H, W), and those of the auxiliary head in training mode, else None."""
-        s0, s1 = self.stems(x) if self.plain else fast.nodes(*self.stems(fast.channels_last(x)))
+        s0, s1 = self.stems(x) if self.plain else fast.nodes(*self.stems(fast.laid_out(x)))
         auxiliary_logits = None
         for layer, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
@@ -219,7 +228,11 @@ def fuse(network: nn.Module) -> nn.Module:
         for i, (conv, bn) in enumerate(pairwise(layers)):
             if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
                 layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, bn), nn.Identity()
-    return network.to(memory_format=torch.channels_last)
+    weight = next(network.parameters())
+    if fast.on_gpu(weight):
+        for cell in [module for module in network.modules() if isinstance(module, Cell)]:
+            fast_gpu.merge(cell)
+    return network.to(memory_format=fast.memory_order(weight))
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -228,12 +241,15 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def count_multiply_adds(network: nn.Module, image_size: int) -> int:
-    """Multiply-adds of convolutions and linear layers for one image in evaluation: half of PyTorch's FLOP count."""
-    device, training = next(network.parameters()).device, network.training
-    network.eval()
+    """Multiply-adds of convolutions and linear layers for one image in evaluation: half of PyTorch's FLOP count.
+
+    Counted as the definitions say, whatever computes them.
+    """
+    device, training, plain = next(network.parameters()).device, network.training, network.plain
+    network.eval().plain = True
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.forward(torch.empty(1, 3, image_size, image_size, device=device))  # not compiled for it
-    network.train(training)
+    network.train(training).plain = plain
     return counter.get_total_flops() // 2
 
 

@@ -48,7 +48,7 @@ class Identity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.dropout, Tensor):
-            return dropped(x, self.dropout, x.shape) if self.training else x
+            return x * draws(x, self.dropout, x.shape) if self.training else x
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
 
 
@@ -119,13 +119,11 @@ class SepConv(nn.Module):
         return self.op(x)
 
 
-def dropped(x: Tensor, p: float | Tensor, shape: Sequence[int]) -> Tensor:
-    """x times a draw for each entry of ``shape``, which broadcasts: 0 with probability p, otherwise 1 / (1 - p)."""
+def draws(like: Tensor, p: float | Tensor, shape: Sequence[int]) -> Tensor:
+    """Numbers of this shape that drop what they multiply with probability p: 0, otherwise 1 / (1 - p)."""
     if isinstance(p, Tensor):
-        keep = torch.bernoulli((1 - p).expand(shape)).to(x.dtype)
-    else:
-        keep = x.new_empty(shape).bernoulli_(1 - p)
-    return x * (keep / (1 - p))
+        return torch.bernoulli((1 - p).expand(shape)).div_(1 - p).to(like.dtype)
+    return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
 
 
 def set_probability(module: nn.Module, name: str, p: float) -> None:

@@ -119,6 +119,8 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
         yield f"{last:.2f} %", "validation accuracy" if search else "test accuracy, last"
     if not search:
         yield f"{np.nanmax(record.series('best_acc')):.2f} %", "test accuracy, best"
+    if not math.isnan(last := record.last("table_acc")):
+        yield f"{last:.2f} %", f"looked-up test accuracy, rank {record.last('table_rank'):,.0f} among all"
     if record.genotype:
         size = visualize.IMAGENET if record.info["args"].get("dataset") == "imagenet" else visualize.CIFAR
         parameters, multiply_adds = visualize.cost(record.genotype, size)

@@ -471,11 +471,12 @@ def check_epochs(args: argparse.Namespace, stored: dict) -> None:
     constant = args.learning_rate_min == args.learning_rate and getattr(args, "lr_scheduler", "cosine") == "cosine"
     drop_path = hasattr(args, "lr_scheduler") and args.drop_path_prob  # in a search it has no effect
     falling_tau = getattr(args, "gumbel", False) or getattr(args, "method", "") == "gdas"
-    if args.epochs < epochs or not constant or falling_tau or drop_path:
+    scaled = getattr(args, "scale_space", False)
+    if args.epochs < epochs or not constant or falling_tau or drop_path or scaled:
         raise UserError(
             f"--epochs was {epochs}, now {args.epochs}: the schedule of the epochs already run depends on it; only a"
             " run with a constant learning rate (--learning_rate_min equal to --learning_rate), --drop_path_prob 0 and"
-            " without --gumbel or GDAS can be made longer"
+            " without --gumbel, --scale_space or GDAS can be made longer"
         )
 
 

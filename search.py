@@ -51,11 +51,17 @@ def main(args: argparse.Namespace) -> Path:
         f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
         f" {args.space_config} space, {search.method.summary()}; {device}"
     )
-    if schedule := genotypes.SPACES[args.space_config].describe():
+    if schedule := space_of(args).describe():
         run.log(f"the space: {schedule}; all other settings are those of --dataset {args.dataset}")
     judge.announce(run)
     search.fit(args.epochs, train, run)
     return finish(args, search.method.genotype(), run)
+
+
+def space_of(args: argparse.Namespace) -> genotypes.Space:
+    """The space of --space_config; with --scale_space its schedule is one for --epochs."""
+    space = genotypes.SPACES[args.space_config]
+    return space.scaled(args.epochs) if args.scale_space else space
 
 
 def draw(args: argparse.Namespace, judge: Judge, resumed: RunFolder | None) -> Path:
@@ -98,7 +104,7 @@ class Search(BilevelSearch):
         device: torch.device,
     ) -> None:
         super().__init__(args, valid, device)
-        space, self.judge = genotypes.SPACES[args.space_config], judge
+        space, self.judge = space_of(args), judge
         stem = engine.stem_for(info, args.dataset)
         if space.cells == "nasbench201" and stem != "cifar":
             raise UserError(f"--space_config nasbench201 is for small images, {info.image_size} pixels are too many")
@@ -200,7 +206,7 @@ class Judge:
 
 METHOD_FLAGS = {  # what other methods have no use for
     **dict.fromkeys(("dss_max_ops", "dss_freq", "rdss_prob", "confidence", "begin"), {"ddsas"}),
-    **dict.fromkeys(("saliency_type", "no_norm", "gumbel"), {"ddsas"}),
+    **dict.fromkeys(("saliency_type", "no_norm", "gumbel", "scale_space"), {"ddsas"}),
     **dict.fromkeys(("tau_min", "tau_max"), {"ddsas", "gdas"}),
     "unrolled": {"ddsas", "darts"},
 }
@@ -208,7 +214,8 @@ METHOD_FLAGS = {  # what other methods have no use for
 
 def check(args: argparse.Namespace, device: torch.device) -> None:
     """UserError for arguments that make no sense together."""
-    cells = CELLS[genotypes.SPACES[args.space_config].cells]
+    space = genotypes.SPACES[args.space_config]
+    cells = CELLS[space.cells]
     for flag, methods in METHOD_FLAGS.items():
         if flag in args.given and args.method not in methods:
             raise UserError(f"--{flag} is for --method {' or '.join(sorted(methods))}, not {args.method}: leave it out")
@@ -216,6 +223,8 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
         raise UserError("--checkpoint_cells is for the DARTS space; NAS-Bench-201's supernet is small: leave it out")
     if cells is not CELLS["nasbench201"] and args.table:
         raise UserError("--table is for --space_config nasbench201: no other space has its networks trained")
+    if args.scale_space and not (space.shrink or space.expand):
+        raise UserError(f"--scale_space: the space {args.space_config} stays as it is over the epochs: leave it out")
     if args.method == "ddsas" and args.dss_max_ops < cells.num_edges:
         raise UserError(f"--dss_max_ops {args.dss_max_ops}: at least {cells.num_edges}, one operation per edge")
     if args.tau_min > args.tau_max:
@@ -241,6 +250,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--space_config", default="static", choices=list(genotypes.SPACES), metavar="SPACE",
         help="static, shrink, expand, imagenet: DARTS' cells (also space_config_NAME);"
         " nasbench201: cells whose accuracies are known")  # fmt: skip
+    text = f"shrink or expand in proportion to --epochs, not at the epochs of {genotypes.WRITTEN_FOR}"
+    add("--scale_space", action="store_true", help=text)
     add("--table", metavar="FILE.csv", help="nasbench201: accuracies to look up, instead of analog-nasbench's")
     add = parser.add_argument_group("dynamic subspace (ddsas)").add_argument
     add(

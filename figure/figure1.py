@@ -186,8 +186,13 @@ def markdown(found: dict[str, list[Search]], space: Space | None) -> str:
         accuracy = f"{space.mean:.2f} ± {space.std:.2f}"
         middle = f"{(space.count + 1) / 2:,.0f}"
         rows.append([EVERY, f"{space.count:,}", "–", accuracy, f"{space.best:.2f}", f"{space.worst:.2f}", middle, "–"])
+    return markdown_table(rows)
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """Rows of texts, the first with the headings, as a table; all columns but the first to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    rows = [rows[0], ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *rows[1:]]
     aligned = [
         [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)] for row in rows
     ]

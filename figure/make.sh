@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# All figures of this folder: figure1 from what figure/data keeps of searches, figure2 from nothing but the algorithm.
+# All figures of this folder: figure1 and study from what figure/data keeps, figure2 from nothing but the algorithm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 "${PYTHON:-python}" -m figure.figure1
 "${PYTHON:-python}" -m figure.figure2
+if [ -f figure/data/study.jsonl ]; then "${PYTHON:-python}" -m figure.study; fi

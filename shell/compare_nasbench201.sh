@@ -6,32 +6,9 @@
 # run again. --list prints the commands, one a line to be run in the project's folder, and runs nothing.
 set -eu
 { # bash reads up to the closing brace before it begins: who edits this file does not disturb what runs
-seeds=4 epochs=50 jobs=$(getconf _NPROCESSORS_ONLN) out=logs/compare_nasbench201 list=
-more=() # for search.py
-while [ $# -gt 0 ]; do
-    case $1 in
-        --list) list=yes; shift; continue ;;
-        --seeds | --epochs | --jobs | --out) ;;
-        --seed | --save | --resume | --method | --space_config | --seed=* | --save=* | --resume=* | --method=*)
-            echo "compare_nasbench201.sh: $1 is chosen here (--seeds, --out, METHODS=...): leave it out" >&2
-            exit 2 ;;
-        *) more+=("$1"); shift; continue ;;
-    esac
-    [ $# -ge 2 ] || { echo "compare_nasbench201.sh: $1 needs a value" >&2; exit 2; }
-    case $1 in
-        --seeds) seeds=$2 ;;
-        --epochs) epochs=$2 ;;
-        --jobs) jobs=$2 ;;
-        --out) out=$2 ;;
-    esac
-    shift 2
-done
-number='^[1-9][0-9]{0,5}$' range='^[0-9]{1,6}-[0-9]{1,6}$'
-[[ $jobs =~ $number && $epochs =~ $number && ( $seeds =~ $number || $seeds =~ $range ) ]] || {
-    echo "compare_nasbench201.sh: expected numbers, --seeds 4 or 10-13; got --seeds $seeds --epochs $epochs --jobs $jobs" >&2
-    exit 2
-}
-case $seeds in *-*) ;; *) seeds=0-$((seeds - 1)) ;; esac
+source "$(dirname "${BASH_SOURCE[0]}")/many.sh"
+seeds=4 epochs=50 jobs=$(getconf _NPROCESSORS_ONLN) out=logs/compare_nasbench201
+many_arguments compare_nasbench201.sh epochs "" "--seed --save --resume --method --space_config" "$@"
 
 own() { # the flags that only this method has, as the words of an array
     case $1 in
@@ -64,22 +41,11 @@ for seed in $(seq "${seeds%-*}" "${seeds#*-}"); do # all methods of a seed, then
         own "$method"
         folders+=("$out/$method-$seed")
         words=("$out/$method-$seed" search.py "${own[@]}" "${shared[@]}" --seed "$seed" ${more[@]+"${more[@]}"})
-        commands+=("OMP_NUM_THREADS=1 bash shell/run_once.sh$(printf ' %q' "${words[@]}")")
+        commands+=("$(many_command "${words[@]}")")
     done
 done
-if [ -n "$list" ]; then
-    printf '%s\n' "${commands[@]}"
-    exit 0
-fi
-
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-source shell/run_all.sh
-code=0
-run_all "$jobs" < <(printf '%s\n' "${commands[@]}") || code=$?
-if [ "$code" -gt 1 ]; then
-    echo "stopped; the same command goes on with it" >&2
-    exit "$code"
-fi
+if [ -z "$list" ]; then source "$(dirname "${BASH_SOURCE[0]}")/env.sh"; fi
+many_run
 finished=()
 for folder in "${folders[@]}"; do
     if [ -f "$folder/finished" ]; then finished+=("$folder"); fi

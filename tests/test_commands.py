@@ -24,7 +24,8 @@ SMALL = "--init_channels 2 --layers 3 --batch_size 12 --epochs 1 --quiet"
 SCRIPTS = sorted(
     path.name
     for path in (ROOT / "shell").glob("*.sh")
-    if path.name not in ("env.sh", "test.sh", "bench.sh", "run_once.sh", "run_all.sh")  # the last two: test_compare.py
+    # the last three: test_compare.py, test_study.py
+    if path.name not in ("env.sh", "test.sh", "bench.sh", "run_once.sh", "run_all.sh", "many.sh")
 )
 
 
@@ -73,9 +74,11 @@ def calls_of(script: str, workspace: Path, *arguments: str) -> list[list[str]]:
     record = workspace / "record"
     record.unlink(missing_ok=True)
     environment = {"PYTHON": str(workspace / "recorder"), "RECORD": str(record), "PATH": "/usr/bin:/bin"}
-    if script == "compare_nasbench201.sh":  # one after another: the recorder writes word by word
+    if script in ("compare_nasbench201.sh", "study.sh"):  # one after another: the recorder writes word by word
         arguments = (*arguments, "--seeds", "1", "--jobs", "1", "--out", str(workspace / "compare"))
         shutil.rmtree(workspace / "compare", ignore_errors=True)
+    if script == "study.sh":
+        environment["METHODS"] = "ddsas-shrink PDARTS"
     subprocess.run(["bash", str(ROOT / "shell" / script), *arguments], env=environment, check=True, cwd="/", timeout=60)
     calls = record.read_text().split("\0\n\0")
     return [call.split("\0") for call in calls if call]

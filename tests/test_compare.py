@@ -58,7 +58,7 @@ class Workplace:
 
     def run(self, script: str, *arguments: object, text: str = "", **more: str) -> subprocess.CompletedProcess:
         process = self.start(script, *arguments, more=more)
-        out, err = process.communicate(text, timeout=60)
+        out, err = process.communicate(text, timeout=180)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def called(self) -> list[list[str]]:

@@ -6,7 +6,8 @@ import torch
 from golden_arrays import assert_close, golden, load_weights
 
 import genotypes
-from model import NetworkCIFAR, NetworkImageNet, count_multiply_adds, count_parameters, drop_path, fuse, mobile_channels
+from model import NetworkCIFAR, NetworkImageNet, count_multiply_adds, count_parameters, dropped, fuse, mobile_channels
+from operations import Identity
 
 
 @pytest.mark.parametrize("name", ["DDSAS_cifar10", "DDSAS_cifar100", "PDARTS"])
@@ -63,7 +64,12 @@ def test_auxiliary_head_speaks_in_training_only(network, size):
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     torch.manual_seed(0)
-    y = drop_path(torch.ones(4000, 2, 3, 3), 0.25)
+    cell = NetworkCIFAR(4, 7, 3, False, genotypes.load("DARTS_V2")).cells[0]
+    x = torch.ones(4000, 2, 3, 3)
+    keeps = cell.keeps(x, 0.25)
+    assert [keep is None for keep in keeps] == [isinstance(op, Identity) for op in cell._ops]
+    assert len({tuple(keep.flatten().tolist()) for keep in keeps if keep is not None}) == 6  # each edge its own
+    y = dropped(x, keeps[0])
     values = y.flatten(1)
     assert (values == values[:, :1]).all()
     assert set(values.unique().tolist()) == {0.0, np.float32(1 / 0.75)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -12,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import genotypes
+import nasbench201
+import report
 import retrain
 import runs
 import search
@@ -163,6 +166,20 @@ def test_events_of_pdarts(pictures, tmp_path):
         assert [image.step for image in found.Images("cells")] == [0, 1, 2]
     values, metrics = hyperparameters(found)
     assert values["eps_no_arch"] == 0 and "final/accuracy/valid" in metrics
+
+
+def test_looked_up_accuracy_and_rank_are_in_tensorboard_and_the_report(pictures, tmp_path):
+    table, edges = tmp_path / "table.csv", [range(len(nasbench201.PRIMITIVES))] * 6
+    cells = [nasbench201.Architecture([nasbench201.PRIMITIVES[i] for i in ops]) for ops in itertools.product(*edges)]
+    table.write_text("".join(f"{cell},{50 + index / 1000}\n" for index, cell in enumerate(cells)))
+    folder = run(search, pictures, tmp_path / "run", f"--space_config nasbench201 --table {table}")
+    found, lines = events(folder), history(folder)
+    assert_curves(found, lines, {"table_acc": "accuracy/looked_up", "table_rank": "rank/looked_up"})
+    assert "final/accuracy/looked_up" in hyperparameters(found)[1]
+    report.write_report(folder)
+    accuracy, rank = lines[-1]["table_acc"], lines[-1]["table_rank"]
+    tile = f"<b>{accuracy:.2f} %</b><span>looked-up test accuracy, rank {rank:,} among all</span>"
+    assert tile in (folder / "report.html").read_text()
 
 
 def test_events_of_a_retraining(pictures, tmp_path):

@@ -1,0 +1,329 @@
+"""The study: the commands of shell/study.sh, its statistics, table and figure.
+
+The shell script mostly runs with the stand-in for Python of test_compare.py.
+"""
+
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_up_runs import PUBLISHED, retrain_run, write_lines
+from test_compare import ROOT, Workplace, table_of, wait_for
+
+import data
+import genotypes
+import retrain
+import search
+import train_search
+import utils
+from figure import study
+
+METHODS = ["ddsas", "ddsas-shrink", "ddsas-expand", "ddsas-random", "darts", "gdas", "pdarts"]
+CELLS = ["DDSAS_cifar10", "PDARTS", "DARTS_V2"]
+
+
+@pytest.fixture
+def work(tmp_path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+def trainings(work: Workplace) -> list[list[str]]:
+    """The calls of the stand-in that are trainings."""
+    return [call for call in work.called() if call[0].endswith(".py")]
+
+
+# ---- the commands ---------------------------------------------------------------------------------------------------
+
+
+def listed(work: Workplace, *arguments: object, **more: str) -> dict[str, list[list[str]]]:
+    """What --list prints: the words after run_once.sh of the one or two trainings of each cell, by its name."""
+    result = work.run("study.sh", *arguments, "--list", **more)
+    assert result.returncode == 0, result.stderr
+    cells = {}
+    for line in result.stdout.splitlines():
+        words = shlex.split(line)
+        assert words[:3] == ["OMP_NUM_THREADS=1", "bash", "shell/run_once.sh"]
+        parts = [list(part) for is_then, part in itertools.groupby(words[3:], lambda w: w == "--then") if not is_then]
+        cells[Path(parts[0][0]).parent.name] = parts
+    assert len(cells) == len(result.stdout.splitlines()), "a folder for each cell"
+    return cells
+
+
+def test_list_prints_a_search_and_its_retraining_for_each_cell(work):
+    out = work.folder / "two words"
+    cells = listed(work, "--out", out, "--data", "my images")
+    assert not work.called() and not out.exists()
+    expected = {f"{method}-{seed}" for method in METHODS for seed in range(4)} | {f"{cell}-0" for cell in CELLS}
+    assert set(cells) == expected | {f"random-{seed}" for seed in range(8)} and len(cells) == 39
+    protocols = set()
+    for name, (*found, (folder, script, *words)) in cells.items():
+        method, seed = name.rsplit("-", 1)
+        args = utils.parse(retrain.get_parser(), words)
+        assert (folder, script, args.seed, args.data) == (f"{out}/{name}/retrain", "retrain.py", int(seed), "my images")
+        assert args.arch == (f"{out}/{name}/search" if found else method)
+        protocols.add(str(vars(args) | {"arch": "", "seed": 0}))
+        for place, program, *flags in found:
+            module = train_search if method == "pdarts" else search
+            searched = utils.parse(module.get_parser(), flags)
+            module.check(searched, torch.device("cpu"))
+            assert (place, program) == (args.arch, f"{module.__name__}.py") and searched.seed == int(seed)
+            assert searched.device == args.device == "cpu" and searched.dataset == "fashion_mini"
+            assert getattr(searched, "scale_space", False) == (method in ("ddsas-shrink", "ddsas-expand"))
+    assert len(protocols) == 1, "one protocol for all"
+
+
+def test_stages_seeds_methods_and_own_flags(work):
+    arguments = ["--seeds", "3-4", "--search_epochs", 15, "--epochs", 9, "--dataset", "cifar10"]
+    cells = listed(work, *arguments, METHODS="pdarts random DARTS_V1", SEARCH="--layers 2", RETRAIN="--layers 7")
+    assert list(cells) == ["pdarts-3", "random-6", "random-7", "DARTS_V1-3", "pdarts-4", "random-8", "random-9"]
+    found, trained = (parts[2:] for parts in cells["pdarts-3"])
+    found, trained = utils.parse(train_search.get_parser(), found), utils.parse(retrain.get_parser(), trained)
+    assert (found.epochs, found.eps_no_arch, found.layers, found.dataset) == (5, 2, 2, "cifar10")
+    assert (trained.epochs, trained.layers, trained.dataset) == (9, 7, "cifar10")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "methods", "word"),
+    [
+        (["--seeds", "x"], "", "--seeds x"),
+        (["--jobs", "0"], "", "--jobs 0"),
+        (["--search_epochs", "7"], "", "--search_epochs 7"),
+        (["--dataset"], "", "--dataset needs a value"),
+        (["--arch", "PDARTS"], "", "--arch is chosen here"),
+        ([], "ddsas nothing", "nothing is no method"),
+    ],
+)
+def test_study_refuses_in_one_line(work, arguments, methods, word):
+    result = work.run("study.sh", *arguments, METHODS=methods)
+    assert result.returncode == 2 and word in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not work.called()
+
+
+def test_without_its_images_nothing_is_begun(work):
+    work.environment["PYTHON"] = sys.executable
+    arguments = ["--dataset", "folder", "--data", work.folder / "nowhere", "--out", work.folder / "out"]
+    result = work.run("study.sh", *arguments)
+    assert result.returncode == 2 and result.stderr.startswith("study.sh: no folder") and result.stderr.count("\n") == 1
+    assert not (work.folder / "out").exists()
+
+
+# ---- running them ---------------------------------------------------------------------------------------------------
+
+
+def test_study_goes_on_and_never_repeats(work):
+    arguments = ["--seeds", 1, "--jobs", 2, "--out", work.folder / "out"]
+    work.do.write_text("fail")
+    assert work.run("study.sh", *arguments, METHODS="gdas DARTS_V2").returncode == 3
+    assert not trainings(work), "the images are asked for first"
+    work.do.write_text("")
+    assert work.run("study.sh", *arguments, METHODS="gdas DARTS_V2").returncode == 0
+    assert sorted(call[0] for call in trainings(work)) == ["retrain.py", "retrain.py", "search.py"]
+    assert work.called()[-1] == ["-m", "figure.study", str(work.folder / "out"), "--out", str(work.folder / "out")]
+    assert work.run("study.sh", *arguments, METHODS="gdas DARTS_V2").returncode == 0
+    assert len(trainings(work)) == 3
+
+
+def test_a_retraining_waits_for_its_search_and_goes_on_without_it(work):
+    line = [work.folder / "a b/search", "search.py", "--seed", 1, "--then", work.folder / "a b/retrain", "retrain.py"]
+    work.do.write_text("fail")
+    assert work.run("run_once.sh", *line).returncode == 3
+    assert [call[0] for call in work.called()] == ["search.py"]
+    work.do.write_text("")
+    assert work.run("run_once.sh", *line).returncode == 0
+    folders = [str(work.folder / "a b" / name) for name in ("search", "retrain")]
+    again = ["search.py", "--seed", "1", "--save", folders[0], "--resume", folders[0]]
+    assert work.called()[1:] == [again, ["retrain.py", "--save", folders[1]]]
+    (work.folder / "a b/retrain/finished").unlink()
+    assert work.run("run_once.sh", *line).returncode == 0
+    assert work.called()[3:] == [["retrain.py", "--save", folders[1], "--resume", folders[1]]]
+
+
+def test_a_signal_ends_the_search_and_its_retraining_is_not_begun(work):
+    work.do.write_text("wait")
+    process = work.start("run_all.sh", 1)
+    process.stdin.write(f"bash shell/run_once.sh {work.folder}/s search.py --then {work.folder}/r retrain.py\n")
+    process.stdin.close()
+    wait_for((work.folder / "s/ready").exists)
+    process.terminate()
+    assert process.wait(30) == 143
+    assert (work.folder / "s/signals").read_text() == "TERM\n" and len(work.called()) == 1
+
+
+def test_the_genotype_of_pdarts_is_copied_to_where_the_retraining_looks(work):
+    made = work.folder / "search/search-x-2026"
+    made.mkdir(parents=True)
+    (made / "checkpoint.pt").touch()
+    (made / "genotype.txt").write_text(f"{PUBLISHED[3]}\n")
+    assert work.run("run_once.sh", work.folder / "search", "train_search.py").returncode == 0
+    assert genotypes.load(str(work.folder / "search")) == PUBLISHED[3]
+
+
+def test_a_line_of_the_list_pins_the_threads_whatever_the_environment_says(work):
+    python = Path(work.environment["PYTHON"])
+    python.write_text('#!/bin/bash\necho "$OMP_NUM_THREADS $MKL_NUM_THREADS" >>"$CALLS"\n')
+    arguments = ["--seeds", 1, "--out", work.folder / "out", "--list"]
+    line = work.run("study.sh", *arguments, METHODS="gdas").stdout
+    environment = work.environment | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    subprocess.run(["bash"], input=line, text=True, check=True, cwd=ROOT, env=environment, timeout=60)
+    assert work.called() == [["1", "1"]] * 2
+
+
+def test_a_small_study_to_its_end(work, pictures):
+    work.environment["PYTHON"] = sys.executable
+    small = (
+        "--seeds 1 --jobs 2 --search_epochs 3 --epochs 1 --dataset folder --image_size 16 --batch_size 12 --workers 0"
+    )
+    arguments = [*small.split(), "--data", pictures, "--out", work.folder / "out"]
+    flags = {"SEARCH": "--init_channels 1 --layers 1", "RETRAIN": "--init_channels 2 --layers 3"}
+    result = work.run("study.sh", *arguments, METHODS="pdarts DARTS_V2", **flags)
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[1:4:2] for line in table_of(result.stdout)[2:]] == [["pdarts", "1"], ["DARTS_V2", "1"]]
+    assert {path.name for path in (work.folder / "out").iterdir()} >= {"study.png", "study.svg", "data"}
+
+
+# ---- what the scripts need for it -----------------------------------------------------------------------------------
+
+
+def test_a_scaled_space_is_the_published_one_at_60_epochs_and_ends_at_the_same_size():
+    shrink, expand = genotypes.SPACES["shrink"], genotypes.SPACES["expand"]
+    assert shrink.scaled(60) == shrink and expand.scaled(60) == expand
+    assert shrink.scaled(6).shrink == dict.fromkeys(range(1, 6), 14)
+    assert expand.scaled(6).expand == {0: 3, 1: 4, 2: 5, 3: 6, 4: 7, 5: 8}
+    assert shrink.scaled(3).shrink == {1: 42, 2: 28}, "nothing in epoch 0"
+    for epochs in range(2, 200):
+        assert sum(shrink.scaled(epochs).shrink.values()) == 70 and max(shrink.scaled(epochs).shrink) < epochs
+        assert max(expand.scaled(epochs).expand.items())[1] == 8 and max(expand.scaled(epochs).expand) < epochs
+
+
+def test_scale_space_is_refused_where_nothing_changes():
+    args = utils.parse(search.get_parser(), ["--scale_space"])
+    with pytest.raises(utils.UserError, match="static stays as it is"):
+        search.check(args, torch.device("cpu"))
+    args = utils.parse(search.get_parser(), ["--scale_space", "--space_config", "shrink", "--epochs", "6"])
+    search.check(args, torch.device("cpu"))
+    assert 1 in search.space_of(args).shrink
+
+
+def test_a_portion_of_the_training_images_is_the_same_for_every_seed(pictures):
+    options = {"batch_size": 12, "image_size": 16, "workers": 0}
+    loaders = [data.train_data("folder", pictures, seed=seed, **options)[0] for seed in (0, 0, 1)]
+    parts = [retrain.part_of(train, 0.25) for train in loaders]
+    assert [part.num_images for part in parts] == [18] * 3 and len(parts[0]) == 2
+    images = [part.images.images for part in parts]
+    assert torch.equal(images[0], images[2])
+    order = [next(part.epoch(0))[1] for part in parts]
+    assert torch.equal(order[0], order[1]) and not torch.equal(order[0], order[2])
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+
+def test_permutation_test_counts_splits():
+    low, high = np.array([1.0, 2.0, 3.0]), np.array([11.0, 12.0, 13.0, 14.0])
+    assert study.permutation_test(low, high) == 1 / 35, "no other split of 7 is as extreme on either side"
+    assert study.permutation_test(low, low[::-1] + 11) == 2 / 20, "with equal sizes the mirrored split is"
+    assert study.permutation_test(low, low) == 1
+
+
+def test_permutation_test_draws_splits_where_there_are_many():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 12))
+    assert study.permutation_test(first, second) == study.permutation_test(first, second)
+    assert study.permutation_test(first, second) > 0.1
+    assert study.permutation_test(first + 3, second) < 1e-4
+
+
+def test_false_alarms_are_as_rare_as_the_level_says():
+    rng = np.random.default_rng(1)
+    ps = [study.permutation_test(rng.normal(size=4), rng.normal(size=8)) for _ in range(300)]
+    assert 0.01 < np.mean(np.array(ps) < 0.05) < 0.1
+
+
+def test_holm():
+    corrected = study.holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9})
+    assert {name: round(p, 10) for name, p in corrected.items()} == {"b": 0.04, "c": 0.09, "a": 0.09, "d": 0.9}
+    assert study.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+
+
+# ---- table and figure -----------------------------------------------------------------------------------------------
+
+
+def made_up_study(folder: Path, means: dict[str, float], count: int = 4) -> Path:
+    """Finished cells around these mean accuracies, 2 * count random ones; and one that is not finished."""
+    for method, mean in means.items():
+        for seed in range(1 if method[0].isupper() else 2 * count if method == "random" else count):
+            made_up_cell(folder, method, seed, mean + 0.2 * (-1) ** seed)
+    retrain_run(folder / "gdas-9/retrain", PUBLISHED[0])
+    return folder
+
+
+def made_up_cell(folder: Path, method: str, seed: int, accuracy: float, **other: object) -> None:
+    run = retrain_run(folder / f"{method}-{seed}/retrain", PUBLISHED[seed % 4], best=accuracy, seed=seed)
+    info = json.loads((run / "args.json").read_text())
+    info["args"] |= {"init_channels": 4, "layers": 3, "epochs": 3, "train_portion": 0.25, "arch": method} | other
+    (run / "args.json").write_text(json.dumps(info))
+    (run / "finished").touch()
+    if method in METHODS:
+        place = folder / f"{method}-{seed}/search" / ("search-x" if method == "pdarts" else "")
+        place.parent.mkdir(exist_ok=True)
+        retrain_run(place, PUBLISHED[seed % 4])  # as far as minutes and memory go, a search is no other
+
+
+def draw(capsys, *arguments: object) -> str:
+    study.main(study.get_parser().parse_args([str(argument) for argument in arguments]))
+    return capsys.readouterr().out
+
+
+def test_a_known_difference_is_found_and_none_where_there_is_none(tmp_path, capsys):
+    means = {"darts": 86.0, "pdarts": 88.0, "random": 88.0, "PDARTS": 90.0}
+    text = draw(capsys, made_up_study(tmp_path / "study", means), "--out", tmp_path / "out")
+    rows = {cells[1]: cells for line in table_of(text)[2:] if (cells := [c.strip() for c in line.split("|")])}
+    assert list(rows) == ["darts", "pdarts", "PDARTS", "random"]
+    assert [row[2] for row in rows.values()] == ["4", "4", "1", "8"]
+    assert float(rows["darts"][-2]) < 0.05 < float(rows["pdarts"][-2]) and rows["PDARTS"][-2] == "–"
+    assert rows["pdarts"][8:10] == ["1.5", "0.88"] and rows["random"][8] == "–"
+    assert rows["darts"][-3] == "-2.00" and rows["pdarts"][-3] == "+0.00"
+    larger, other = next(line for line in text.splitlines() if "than chance explains" in line).split(". Not so: ")
+    assert "darts (-" in larger and "pdarts" not in larger and "pdarts (" in other and "8 random cells" in larger
+    assert "17 cells" in text and "1 more have begun" in text
+
+
+def test_numbers_of_a_row(tmp_path, capsys):
+    for seed, accuracy in enumerate((80.0, 82.0, 84.0)):
+        made_up_cell(tmp_path / "study", "gdas", seed, accuracy)
+    text = draw(capsys, tmp_path / "study", "--out", tmp_path / "out")
+    row = [cell.strip() for cell in table_of(text)[2].split("|")]
+    skips = np.mean([genotypes.count_skips(found) for found in PUBLISHED[:3]])
+    assert row[1:7] == ["gdas", "3", "82.00 ± 1.15", "84.00 (2)", "80.00 (0)", f"{skips:.1f}"]
+    assert "Nothing can be said yet" in text
+
+
+def test_the_figure_is_drawn_from_what_is_kept(tmp_path, capsys):
+    folder = made_up_study(tmp_path / "study", {"ddsas": 88.5, "random": 88.0, "DARTS_V2": 88.2})
+    first = draw(capsys, folder, "--out", tmp_path / "out")
+    picture = (tmp_path / "out/study.svg").read_bytes()
+    again = draw(capsys, "--out", tmp_path / "out")
+    assert (tmp_path / "out/study.svg").read_bytes() == picture and (tmp_path / "out/study.png").stat().st_size > 5000
+    assert table_of(again) == table_of(first)
+    axis = study.draw(found := study.by_method(study.kept(tmp_path / "out/data"))).axes[0]
+    points = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "o"]
+    assert points == [[cell.test_acc for cell in cells] for cells in found.values()] and len(points) == 3
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["ddsas (4)", "DARTS_V2 (1)", "random (8)"]
+
+
+def test_study_figure_refuses_in_one_line(tmp_path):
+    with pytest.raises(utils.UserError, match="nothing kept"):
+        study.main(study.get_parser().parse_args([str(tmp_path), "--out", str(tmp_path)]))
+    made_up_cell(tmp_path, "gdas", 0, 80.0)
+    made_up_cell(tmp_path, "gdas", 1, 80.0, epochs=600)
+    with pytest.raises(utils.UserError, match="another --epochs than gdas-0"):
+        study.collect(tmp_path)
+    write_lines(tmp_path / "study.jsonl", [{"a": 1}])
+    with pytest.raises(utils.UserError, match="not written by this script"):
+        study.kept(tmp_path)
