@@ -406,7 +406,7 @@ def add_tf32_argument(add: Callable) -> None:
 
 def add_compile_argument(add: Callable) -> None:
     add("--compile", action="store_true", help="torch.compile, of the plain formulation: takes minutes before the first"
-        " step; meant for CUDA, measure it there")  # fmt: skip
+        " step; slower on a CPU, not measured on CUDA")  # fmt: skip
 
 
 DATA_FLAGS = "--data", "--tmp_data_dir"  # ours, and P-DARTS'

@@ -150,10 +150,11 @@ class Network(nn.Module):
         whole = not self.plain and fast.on_gpu(x)  # fast_gpu.py takes the matrices as they are
         scalars = {kind: w if whole else split(w) for kind, w in weights.items()}
         rest = {kind: self.rest(w, active[kind]) for kind, w in scalars.items()}
-        compute = recomputed if self.checkpoint_cells and torch.is_grad_enabled() else Cell.__call__
+        again = self.checkpoint_cells and torch.is_grad_enabled()
         for cell in self.cells:
             kind = "reduce" if cell.reduction else "normal"
-            s0, s1 = s1, compute(cell, s0, s1, scalars[kind], active[kind], rest[kind])
+            arguments = s0, s1, scalars[kind], active[kind], rest[kind]
+            s0, s1 = s1, recomputed(cell, *arguments) if again else cell(*arguments)
         return self.classifier(self.global_pooling(fast.whole(s1)).flatten(1))
 
     def rest(self, weights: list[list[Tensor]], active: list[list[int]]) -> list[Tensor | None]:
