@@ -255,9 +255,30 @@ def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
 
 
+BACKEND = "inductor"  # of torch.compile; tests take quicker ones
+
+
 def placed(network: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
-    """The network on its device, and with --plain without fast.py."""
+    """The network on its device, with --plain without fast.py, and with --compile compiled."""
+    if args.compile:
+        return compiled(network.to(device), device)
     return fast.switch_off(network).to(device) if args.plain else fast.place(network, device)
+
+
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network, compiled when it is first called; its parameters keep their names.
+
+    What is compiled is the plain formulation: the objects that cells of fast.py pass on would cut it into pieces, and
+    the compiler itself joins what can be computed together. It compiles anew for training and evaluation, for gradients
+    of alpha or of weights, and once for smaller batches of any size.
+    """
+    torch.compiler.reset()  # forget an earlier stage's network: PyTorch keeps eight compilations of a function
+    for module in network.modules():
+        for name in ("dropout", "drop_path_prob"):
+            if hasattr(module, name):  # changes every epoch: as a number it would be compiled in
+                setattr(module, name, torch.zeros((), device=device))
+    fast.switch_off(network).compile(backend=BACKEND)
+    return network
 
 
 def fused(device: torch.device) -> bool | None:
@@ -367,12 +388,25 @@ def check_common(args: argparse.Namespace, device: torch.device) -> None:
     """UserError for what search and retraining cannot do."""
     if args.amp and device.type != "cuda":
         raise UserError("--amp needs a CUDA device: on the CPU leave it out")
+    if args.compile:
+        if getattr(args, "unrolled", False):
+            raise UserError("--compile: not with --unrolled, which computes with other weights than the network's")
+        try:
+            torch.compile(torch.neg, backend=BACKEND)(torch.ones(2, device=device))
+        except Exception as error:  # no C++ compiler, no Triton, a Python too new: every version has its own
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--compile does not work here ({reason}): leave it out") from None
 
 
 def add_tf32_argument(add: Callable) -> None:
     add("--tf32", action=argparse.BooleanOptionalAction, default=True,
         help="float32 convolutions and matrix products as TF32 on CUDA, as PyTorch does convolutions unless told"
         " otherwise; --no-tf32: in full, as on the GPUs before Ampere that the papers had")  # fmt: skip
+
+
+def add_compile_argument(add: Callable) -> None:
+    add("--compile", action="store_true", help="torch.compile, of the plain formulation: takes minutes before the first"
+        " step; slower on a CPU, not measured on CUDA")  # fmt: skip
 
 
 DATA_FLAGS = "--data", "--tmp_data_dir"  # ours, and P-DARTS'
@@ -399,6 +433,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, data_flags: tuple[str,
     add("--warmup_epochs", type=number(int, 0), default=0, help="used with batches of more than 256")
     add("--amp", action="store_true", help="bfloat16 on CUDA (less memory, not the same digits)")
     add_tf32_argument(add)
+    add_compile_argument(add)
     add("--plain", action="store_true", help="compute as the definitions say, without fast.py: slower, same numbers")
     utils.add_run_arguments(parser)
 

@@ -89,6 +89,8 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
         "multiply_adds_m": model.count_multiply_adds(network, info.image_size) / 1e6,
     }
     network = model.fuse(network.to(device).eval())
+    if args.compile:
+        network = engine.compiled(network, device)
     started = time.time()
     with engine.autocast(args, device):
         metrics = engine.evaluate(lambda x: network(x)[0], test, device)
@@ -424,6 +426,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", type=number(int, 0), metavar="N", help="use GPU number N")
     parser.add_argument("--amp", action="store_true", help="bfloat16 on CUDA")
     engine.add_tf32_argument(parser.add_argument)
+    engine.add_compile_argument(parser.add_argument)
     parser.add_argument("--json", action="store_true", help="print the results as one line of json")
     parser.add_argument("--export", nargs=2, metavar=("FORMAT", "FILE"),
                         help="before the test write the network as onnx, torchscript or pt2")  # fmt: skip

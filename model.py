@@ -17,7 +17,7 @@ import fast_gpu
 import nasbench201
 from genotypes import Genotype
 from model_search import imagenet_stem
-from operations import OPS, FactorizedReduce, Identity, ReLUConvBN
+from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, draws
 
 
 class Cell(nn.Module):
@@ -49,16 +49,15 @@ class Cell(nn.Module):
             states.append(a + b)
         return torch.cat([states[i] for i in self._concat], dim=1)
 
-    def keeps(self, x: Tensor, p: float) -> list[Tensor | None]:
+    def keeps(self, x: Tensor, p: float | Tensor) -> list[Tensor | None]:
         """For each edge what drop path (FractalNet, 2017) multiplies the N samples of a batch x with, (N, 1, 1, 1).
 
         0 with probability p, otherwise 1 / (1 - p); None where nothing is dropped: identities, and outside of training.
         """
-        if not self.training or p == 0:
+        if not self.training or not isinstance(p, Tensor) and p == 0:
             return [None] * len(self._ops)
         drops = [not isinstance(op, Identity) for op in self._ops]
-        drawn = x.new_empty(sum(drops), len(x), 1, 1, 1).bernoulli_(1 - p).div_(1 - p).unbind()
-        numbers = iter(drawn)
+        numbers = iter(draws(x, p, (sum(drops), len(x), 1, 1, 1)).unbind())
         return [next(numbers) if drop else None for drop in drops]
 
 
@@ -112,7 +111,7 @@ class Network(nn.Module):
         auxiliary_second_bn: bool,
     ) -> None:
         super().__init__()
-        self.drop_path_prob = 0.0
+        self.drop_path_prob: float | Tensor = 0.0  # set_probability of operations.py sets it
         self._auxiliary_layer = 2 * layers // 3
         C_prev_prev, C_prev, reduction_prev = C_stem, C_stem, reduction_first
         self.cells = nn.ModuleList()
@@ -249,7 +248,7 @@ def count_multiply_adds(network: nn.Module, image_size: int) -> int:
     device, training, plain = next(network.parameters()).device, network.training, network.plain
     network.eval().plain = True
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, 3, image_size, image_size, device=device))
+        network.forward(torch.empty(1, 3, image_size, image_size, device=device))  # not compiled for it
     network.train(training).plain = plain
     return counter.get_total_flops() // 2
 

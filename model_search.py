@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fast
 from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES, Genotype
-from operations import OPS, FactorizedReduce, Identity, Pool, ReLUConvBN
+from operations import OPS, FactorizedReduce, Identity, Pool, ReLUConvBN, set_probability
 from utils import to_device
 
 
@@ -131,13 +131,13 @@ class Network(nn.Module):
     @property
     def skip_dropout(self) -> float:
         """The probability of the dropout behind every identity skip_connect (P-DARTS, section 3.3)."""
-        return next((m.dropout for m in self.modules() if isinstance(m, Identity)), 0.0)
+        return float(next((m.dropout for m in self.modules() if isinstance(m, Identity)), 0.0))
 
     @skip_dropout.setter
     def skip_dropout(self, p: float) -> None:
         for module in self.modules():
             if isinstance(module, Identity):
-                module.dropout = p
+                set_probability(module, "dropout", p)
 
     def forward(self, x: Tensor, weights: dict[str, Tensor], active: dict[str, list[list[int]]] | None) -> Tensor:
         """Logits (N, classes) of images x (N, 3, H, W).
@@ -150,10 +150,11 @@ class Network(nn.Module):
         whole = not self.plain and fast.on_gpu(x)  # fast_gpu.py takes the matrices as they are
         scalars = {kind: w if whole else split(w) for kind, w in weights.items()}
         rest = {kind: self.rest(w, active[kind]) for kind, w in scalars.items()}
-        compute = recomputed if self.checkpoint_cells and torch.is_grad_enabled() else Cell.__call__
+        again = self.checkpoint_cells and torch.is_grad_enabled()
         for cell in self.cells:
             kind = "reduce" if cell.reduction else "normal"
-            s0, s1 = s1, compute(cell, s0, s1, scalars[kind], active[kind], rest[kind])
+            arguments = s0, s1, scalars[kind], active[kind], rest[kind]
+            s0, s1 = s1, recomputed(cell, *arguments) if again else cell(*arguments)
         return self.classifier(self.global_pooling(fast.whole(s1)).flatten(1))
 
     def rest(self, weights: list[list[Tensor]], active: list[list[int]]) -> list[Tensor | None]:
@@ -171,6 +172,8 @@ class Network(nn.Module):
 
 def recomputed(cell: Cell, s0: Tensor, s1: Tensor, *arguments: list) -> Tensor:
     """cell(s0, s1, *arguments), of which only inputs and output are kept until the backward pass."""
+    if torch.compiler.is_compiling():  # where running statistics move once, whatever is computed again
+        return checkpoint(cell, s0, s1, *arguments, use_reentrant=False)
     contexts = nullcontext(), statistics_kept(cell)
     if not isinstance(s0, Tensor):
         return fast.recomputed_cell(cell, s0, s1, *arguments, contexts=contexts)

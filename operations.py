@@ -12,6 +12,8 @@ The forwards here define the operations; fast.py computes the same numbers in le
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,9 +44,11 @@ class Zero(nn.Module):
 class Identity(nn.Module):
     """`skip_connect` at stride 1; in P-DARTS' search followed by dropout with probability ``dropout``."""
 
-    dropout = 0.0
+    dropout: float | Tensor = 0.0  # a tensor in compiled networks, see `set_probability`
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.dropout, Tensor):
+            return x * draws(x, self.dropout, x.shape) if self.training else x
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
 
 
@@ -113,3 +117,18 @@ class SepConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
+
+
+def draws(like: Tensor, p: float | Tensor, shape: Sequence[int]) -> Tensor:
+    """Numbers of this shape that drop what they multiply with probability p: 0, otherwise 1 / (1 - p)."""
+    if isinstance(p, Tensor):
+        return torch.bernoulli((1 - p).expand(shape)).div_(1 - p).to(like.dtype)
+    return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
+
+
+def set_probability(module: nn.Module, name: str, p: float) -> None:
+    """Set ``module.name``, in place where it is a tensor: a compiled network would be compiled anew for each number."""
+    if isinstance(tensor := getattr(module, name), Tensor):
+        tensor.fill_(p)
+    else:
+        setattr(module, name, p)

@@ -30,6 +30,7 @@ import utils
 from engine import Training
 from genotypes import Genotype
 from nasbench201 import Architecture
+from operations import set_probability
 from runs import create_run, resume_run
 from utils import UserError, number
 
@@ -139,7 +140,8 @@ class Retraining(Training):
         args = self.args
         lr = SCHEDULES[args.lr_scheduler](self.epoch, args.epochs, args.learning_rate, args.learning_rate_min)
         engine.set_learning_rate(self.optimizer, lr, self.epoch, args)
-        self.network.drop_path_prob = args.drop_path_prob * self.epoch / args.epochs
+        self.drop_path = args.drop_path_prob * self.epoch / args.epochs
+        set_probability(self.network, "drop_path_prob", self.drop_path)
 
     def finish_epoch(self) -> dict:
         """Test and log; returns the epoch's line of history."""
@@ -156,7 +158,7 @@ class Retraining(Training):
         return {
             "epoch": self.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "drop_path": self.network.drop_path_prob,
+            "drop_path": self.drop_path,
             "train_loss": train.loss,
             "train_acc": train.top1,
             "test_loss": metrics.loss,

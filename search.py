@@ -229,6 +229,11 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
         raise UserError(f"--dss_max_ops {args.dss_max_ops}: at least {cells.num_edges}, one operation per edge")
     if args.tau_min > args.tau_max:
         raise UserError(f"--tau_min {args.tau_min} is larger than --tau_max {args.tau_max}: tau falls over the epochs")
+    if args.compile and args.method != "darts":
+        raise UserError(
+            "--compile is for --method darts, whose network stands still: of ddsas and gdas the operations that are"
+            " computed change every few steps, and each choice would be compiled anew"
+        )
     engine.check_common(args, device)
     if args.arch:
         try:

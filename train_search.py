@@ -138,7 +138,7 @@ class ProgressiveSearch(BilevelSearch):
         lr = engine.cosine_rate(epoch, args.epochs, args.learning_rate, args.learning_rate_min)
         engine.set_learning_rate(self.optimizer, lr, epoch, args)
         rate = values_of(args.dropout_rate, STAGES * [0.0])[self.stage]
-        self.network.skip_dropout = skip_dropout(epoch, args.epochs, args.eps_no_arch, rate)
+        self.dropout = self.network.skip_dropout = skip_dropout(epoch, args.epochs, args.eps_no_arch, rate)
         if epoch == self.step == 0:
             self.run.log(
                 f"stage {self.stage + 1} of {STAGES}, epochs {self.epoch} to {self.epoch + args.epochs - 1}:"
@@ -162,7 +162,7 @@ class ProgressiveSearch(BilevelSearch):
             "epoch": self.epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
             "arch_lr": self.arch_optimizer.param_groups[0]["lr"],
-            "dropout": self.network.skip_dropout,
+            "dropout": self.dropout,
             "train_loss": train.loss,
             "train_acc": train.top1,
             "arch_loss": arch.loss if self.trains_architecture else None,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests: bash shell/test.sh [--oldest] [--long] [any argument of pytest]
+# Run the tests: bash shell/test.sh [--oldest] [--long] [any argument of pytest]; -m cuda: those that need a GPU
 # --oldest: with the oldest versions that are supported (tests/oldest.txt), in an environment of its own, .venv-oldest.
 set -eu
 REQUIREMENTS="requirements.txt tests/requirements.txt"

@@ -1,5 +1,6 @@
 """The project's root goes first on the path; one thread, so that small networks are quick and sums are reproducible."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="long: needs --long"))
+    if not torch.cuda.is_available() and "TEST_DEVICE" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="cuda: needs a GPU"))
 
 
 @pytest.fixture(scope="session")

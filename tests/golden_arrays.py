@@ -29,7 +29,7 @@ def load_weights(network: nn.Module, arrays: dict[str, np.ndarray]) -> None:
 
 def assert_close(actual: torch.Tensor, expected: np.ndarray, relative: float = 1e-4, absolute: float = 1e-7) -> None:
     """Relative to the largest entry, as rounding errors are."""
-    error = (actual.detach().double() - torch.tensor(expected).double()).abs().max().item()
+    error = (actual.detach().cpu().double() - torch.tensor(expected).double()).abs().max().item()
     assert error <= relative * np.abs(expected).max() + absolute, f"error {error}, scale {np.abs(expected).max()}"
 
 

@@ -35,30 +35,35 @@ def history(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-def tiny_search(text="", num_classes=10, dtype=torch.float64):
+def tiny_search(text="", num_classes=10, dtype=torch.float64, device="cpu"):
     """A Search over a tiny network without data."""
     args = arguments(text)
     info = search.data.Info(num_classes, (0,) * 3, (1,) * 3, image_size=16)
-    state = search.Search(args, info, None, search.Judge(args), torch.device("cpu"))
+    state = search.Search(args, info, None, search.Judge(args), torch.device(device))
     state.network.to(dtype)
     state.architecture.to(dtype)
     return state
 
 
 def test_thirty_steps_are_those_of_the_published_search():
+    check_thirty_steps("cpu")
+
+
+def check_thirty_steps(device):
     arrays = golden("search_trace.npz")
     meta = json.loads(str(arrays["meta"]))
     state = tiny_search(
         f"--init_channels {meta['C']} --layers {meta['layers']} --dss_freq {meta['dss_freq']}"
         f" --dss_max_ops {meta['max_ops']} --learning_rate {meta['lr']} --momentum {meta['momentum']}"
         f" --weight_decay {meta['weight_decay']} --arch_learning_rate {meta['arch_lr']}"
-        f" --arch_weight_decay {meta['arch_weight_decay']} --grad_clip {meta['grad_clip']}"
+        f" --arch_weight_decay {meta['arch_weight_decay']} --grad_clip {meta['grad_clip']}",
+        device=device,
     )
     load_weights(state.network, arrays)
     with torch.no_grad():
         for name, parameter in state.architecture.named_parameters():
             parameter.copy_(torch.tensor(arrays[f"init/{name}"]))
-    batches = {name: torch.tensor(arrays[name]) for name in ("x", "y", "x_val", "y_val")}
+    batches = {name: torch.tensor(arrays[name], device=device) for name in ("x", "y", "x_val", "y_val")}
 
     for step in range(meta["steps"]):
         state.method.before_step(state.epoch, state.step)
