@@ -28,7 +28,7 @@ import predict
 import utils
 from genotypes import Genotype
 from runs import RunFolder, Stop, new_folder
-from utils import Average, Diverged, Metrics, UserError, number
+from utils import Average, Diverged, Metrics, OutOfMemory, UserError, number
 
 # ---- a training and its epochs --------------------------------------------------------------------------------------
 
@@ -109,7 +109,10 @@ class Training:
                 started, first = time.time(), self.step
                 self.start_epoch()
                 self.network.train()
-                self.train_one_epoch(train)
+                try:
+                    self.train_one_epoch(train)
+                except torch.OutOfMemoryError as error:
+                    raise OutOfMemory(f"out of GPU memory, {self.what_fits(train)} ({error})") from None
                 line = self.finish_epoch()
                 run.history(line)
                 run.timing(self.timing(line, time.time() - started, 1 - first / len(train), train.num_images))
@@ -133,6 +136,24 @@ class Training:
         self.start_epoch()
         self.network.train()
         self.train_one_epoch(train)
+
+    def what_fits(self, train: data.Loader) -> str:
+        """The batch and the flags that fit, by prediction; without one (several processes, say) in general words."""
+        try:
+            if utils.world_size() > 1:  # steps have collectives, for which the other processes are not ready
+                return utils.SMALLER
+            free, batch_size = utils.free_memory(self.device), self.args.batch_size
+            images = train.num_images if isinstance(train.images, data.InMemory) else 0
+            found, more = [], [{}]
+            if hasattr(type(self.network), "checkpoint_cells") and not self.args.checkpoint_cells:
+                more.append({"checkpoint_cells": True})
+            for flags in more:
+                fits = predict.largest_batch(free, batch_size, *predicted_memory(self, images, **flags))
+                if 2 <= fits < batch_size or flags and fits >= 2:
+                    found.append(" ".join([f"--batch_size {min(fits, batch_size)}", *(f"--{flag}" for flag in flags)]))
+            return f"by prediction {' or '.join(found)} fits" if found else utils.SMALLER
+        except Exception:  # this is said on the way out because of another error
+            return utils.SMALLER
 
     def timing(self, line: dict, seconds: float, part: float, images: int) -> dict:
         """The line of timing.jsonl, of this part of an epoch: all that differs between two identical runs."""

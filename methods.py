@@ -106,7 +106,7 @@ class Method:
         return {"noise": self.noise.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        if "noise" in state and self.noise is not None:  # checkpoints of earlier versions drew from the global generator
+        if self.noise is not None and "noise" in state:  # earlier versions drew from the global generator
             self.noise.set_state(state["noise"])
 
     def decreasing_tau(self, epoch: int) -> float:

@@ -12,9 +12,9 @@ value (.item(), bool(), .cpu()) raises. The modes below look at the operations o
     memory.peak, launches.total
 
 PyTorch's own MemTracker was tried: it puts hooks on modules, which fail where weights need no gradient, as in the
-architecture step of a search. The prediction is that of the tensors (torch.cuda.max_memory_allocated). Nobody sees on the
-meta device what CUDA holds besides (`CONTEXT`), the workspaces of cuDNN, and memory that lies between two tensors, too
-small for the next (`SHARE`): who says that something fits leaves room for both.
+architecture step of a search. The prediction is that of the tensors (torch.cuda.max_memory_allocated). What the meta
+device cannot see: CUDA's own memory (`CONTEXT`), the workspaces of cuDNN, and gaps between tensors, too small for the
+next one (`SHARE`). Who says that something fits leaves room for them.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ import data
 Result = TypeVar("Result")
 
 CONTEXT = 0.6e9  # bytes that CUDA, cuDNN and cuBLAS take on a GPU before the first tensor
-SHARE = 0.9  # of the rest is taken by tensors: the others are cuDNN's workspaces and gaps between tensors
+SHARE = 0.9  # of the rest is for tensors; the others are cuDNN's workspaces and the gaps between tensors
 BLOCK = 512  # bytes: the allocator of PyTorch gives multiples of it
 
 # Operations that launch no kernel, besides the views
 EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal"}  # make the host wait for the device's values
 VIEWS = {"detach", "_unsafe_view", "_reshape_alias", "lift_fresh"}  # older versions do not all call them views
 
 
 def call(function: Any, args: tuple, kwargs: dict | None) -> Any:
-    """function(*args, **kwargs); batch normalisation, on which the meta device spends most of its time, by its sizes."""
+    """function(*args, **kwargs); batch normalisation, which takes most of the time on the meta device, by its sizes."""
     aten = torch.ops.aten
     if function is aten.native_batch_norm.default and on_device(args[0]) and args[5]:
         x, channels = args[0], args[0].shape[1]
@@ -64,25 +65,27 @@ def call(function: Any, args: tuple, kwargs: dict | None) -> Any:
 class Launches(TorchDispatchMode):
     """Counts the operations on a device's tensors that launch a kernel, by name: all but views and empty tensors.
 
-    An operation on a list of tensors (foreach) counts once. ``copies`` are those from host to device.
+    An operation on a list of tensors (foreach) counts once. ``copies`` are those from host to device;
+    ``synchronisations`` those that wait for the device, which raise on the meta device.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
-        self.copies = 0
+        self.copies = self.synchronisations = 0
 
     @property
     def total(self) -> int:
         return sum(self.counts.values())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = call(function, args, kwargs)
         name = function._schema.name.removeprefix("aten::")
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        self.synchronisations += name in WAITING and any(map(on_device, tensors))
+        result = call(function, args, kwargs)
         if not (function.is_view or name in EMPTY | VIEWS) and any(map(on_device, tree_leaves((args, kwargs, result)))):
             self.counts[name] += 1
-            if name in ("_to_copy", "copy_", "_copy_from"):
-                self.copies += any(isinstance(t, Tensor) and t.is_cpu and t.dim() for t in tree_leaves((args, kwargs)))
+            self.copies += name in ("_to_copy", "copy_") and any(t.is_cpu for t in tensors)
         return result
 
 
@@ -91,7 +94,7 @@ def on_device(value: object) -> bool:
 
 
 class Memory(TorchDispatchMode):
-    """Follows the storages of a device's tensors from their first use to their end: bytes ``now`` and at the ``peak``."""
+    """Follows the storages of a device's tensors from first use to end: bytes ``now`` and at the ``peak``."""
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
@@ -182,12 +185,11 @@ class FirstSteps(data.Loader):
         return islice(self.random(epoch, start), self.steps)
 
 
-def largest_batch(budget: float, batch_size: int, peak: int, state: int) -> int:
-    """The largest batch that fits into a GPU of ``budget`` bytes, given the prediction for ``batch_size``.
+def largest_batch(free: float, batch_size: int, peak: int, state: int) -> int:
+    """The largest batch that fits where ``free`` bytes are free, given peak and state of a step with ``batch_size``.
 
     Memory is state (weights, gradients, optimizers) plus a part that grows with the batch. 0 if nothing fits; from 16
     on a multiple of 8.
     """
-    room = (budget - CONTEXT) * SHARE - state
-    fits = max(0, int(room / (peak - state) * batch_size))
+    fits = max(0, int((SHARE * free - state) / (peak - state) * batch_size))
     return fits if fits < 16 else fits // 8 * 8
