@@ -11,7 +11,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -22,10 +24,11 @@ from tqdm import tqdm
 import data
 import fast
 import genotypes
+import predict
 import utils
 from genotypes import Genotype
 from runs import RunFolder, Stop, new_folder
-from utils import Average, Diverged, Metrics, UserError, number
+from utils import Average, Diverged, Metrics, OutOfMemory, UserError, number
 
 # ---- a training and its epochs --------------------------------------------------------------------------------------
 
@@ -58,6 +61,10 @@ class Training:
 
     def finish_epoch(self) -> dict:
         """Validate, log, and return the epoch's line of history.jsonl."""
+        raise NotImplementedError
+
+    def like(self, args: argparse.Namespace, loader: data.Loader, device: torch.device) -> Training:
+        """A fresh training of the same size, at the same epoch, with other arguments, images and device."""
         raise NotImplementedError
 
     def step_notes(self) -> tuple[str, str]:
@@ -102,7 +109,10 @@ class Training:
                 started, first = time.time(), self.step
                 self.start_epoch()
                 self.network.train()
-                self.train_one_epoch(train)
+                try:
+                    self.train_one_epoch(train)
+                except torch.OutOfMemoryError as error:
+                    raise OutOfMemory(f"out of GPU memory, {self.what_fits(train)} ({error})") from None
                 line = self.finish_epoch()
                 run.history(line)
                 run.timing(self.timing(line, time.time() - started, 1 - first / len(train), train.num_images))
@@ -116,6 +126,34 @@ class Training:
                 shown = [f"{text} {line[name]:.1f}%" for name, text in shown.items() if line.get(name) is not None]
                 bar.set_postfix_str(", ".join(shown), refresh=False)
                 bar.update()
+
+    def rehearse(self, train: data.Loader) -> None:
+        """Train on the loader's batches without run folder, reports and checkpoints."""
+        self.args = changed(self.args, report_freq=1 << 40, checkpoint_freq=0, quiet=True)
+        self.run = SimpleNamespace(folder=Path(), log=lambda text: None)
+        self.stop = SimpleNamespace(agreed=lambda: False)
+        self.step = 1  # DDSAS samples at step 0, which needs values
+        self.start_epoch()
+        self.network.train()
+        self.train_one_epoch(train)
+
+    def what_fits(self, train: data.Loader) -> str:
+        """The batch and the flags that fit, by prediction; without one (several processes, say) in general words."""
+        try:
+            if utils.world_size() > 1:  # steps have collectives, for which the other processes are not ready
+                return utils.SMALLER
+            free, batch_size = utils.free_memory(self.device), self.args.batch_size
+            images = train.num_images if isinstance(train.images, data.InMemory) else 0
+            found, more = [], [{}]
+            if hasattr(type(self.network), "checkpoint_cells") and not self.args.checkpoint_cells:
+                more.append({"checkpoint_cells": True})
+            for flags in more:
+                fits = predict.largest_batch(free, batch_size, *predicted_memory(self, images, **flags))
+                if 2 <= fits < batch_size or flags and fits >= 2:
+                    found.append(" ".join([f"--batch_size {min(fits, batch_size)}", *(f"--{flag}" for flag in flags)]))
+            return f"by prediction {' or '.join(found)} fits" if found else utils.SMALLER
+        except Exception:  # this is said on the way out because of another error
+            return utils.SMALLER
 
     def timing(self, line: dict, seconds: float, part: float, images: int) -> dict:
         """The line of timing.jsonl, of this part of an epoch: all that differs between two identical runs."""
@@ -220,6 +258,26 @@ def evaluate(forward: Callable[[Tensor], Tensor], loader: data.Loader, device: t
     return average.read()
 
 
+def predicted_memory(training: Training, images: int, **arguments: object) -> tuple[int, int]:
+    """(peak, state): bytes of tensors at most during a step, and between two steps (weights, gradients, optimizers).
+
+    The training is rehearsed on the meta device with other ``arguments`` (batch_size=32), see predict.py. ``images``:
+    how many of them are on the device, at least a batch.
+    """
+    args, meta = changed(training.args, **arguments), torch.device("meta")
+    low = predict.Bfloat16() if args.amp else nullcontext()
+    args.amp = False
+    options = data.Options(**{k: v for k, v in data_arguments(args, meta).items() if k not in ("name", "root")})
+    with predict.Memory() as memory, predict.as_on_cuda():
+        loader = predict.FirstSteps(training.info, max(images, args.batch_size), options, steps=1)
+        twin = training.like(args, loader, meta)
+        with low:
+            twin.rehearse(loader)
+            memory.peak = memory.now
+            twin.rehearse(loader)
+    return memory.peak, memory.now
+
+
 # ---- schedules ------------------------------------------------------------------------------------------------------
 
 
@@ -247,12 +305,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, epoch: int, a
         group["lr"] = float(lr)
 
 
+def changed(args: argparse.Namespace, **arguments: object) -> argparse.Namespace:
+    """The arguments with some of them changed."""
+    return argparse.Namespace(**vars(args) | arguments)
+
+
 # ---- device, data, network ------------------------------------------------------------------------------------------
 
 
-def autocast(args: argparse.Namespace, device: torch.device) -> torch.autocast:
+def autocast(args: argparse.Namespace, device: torch.device) -> AbstractContextManager:
     """bfloat16 arithmetic on CUDA where --amp asks for it, float32 otherwise."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=args.amp)
+    return torch.autocast(device.type, torch.bfloat16) if args.amp else nullcontext()
 
 
 BACKEND = "inductor"  # of torch.compile; tests take quicker ones

@@ -65,7 +65,8 @@ class Method:
 
     def __init__(self, args: argparse.Namespace, space: Space, device: torch.device) -> None:
         self.args, self.space, self.cells = args, space, CELLS[space.cells]
-        self.noise = torch.Generator(device).manual_seed(args.seed)  # the same in every process
+        # the same in every process; the meta device draws nothing
+        self.noise = None if device.type == "meta" else torch.Generator(device).manual_seed(args.seed)
 
     def tau(self, epoch: int) -> float | None:
         """Temperature of the Gumbel-softmax, linear from tau_max to tau_min over the epochs; None: there is none."""
@@ -105,7 +106,7 @@ class Method:
         return {"noise": self.noise.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        if "noise" in state:  # checkpoints of earlier versions drew from the global generator
+        if self.noise is not None and "noise" in state:  # earlier versions drew from the global generator
             self.noise.set_state(state["noise"])
 
     def decreasing_tau(self, epoch: int) -> float:

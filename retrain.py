@@ -123,6 +123,11 @@ class Retraining(Training):
         )
         self.best_acc_top1 = 0.0
 
+    def like(self, args: argparse.Namespace, loader: data.Loader, device: torch.device) -> Retraining:
+        twin = Retraining(args, self.genotype, self.info, loader, device)
+        twin.epoch = self.epoch
+        return twin
+
     def train_one_epoch(self, train: data.Loader) -> None:
         """One epoch over the training images, from self.step on."""
         args = self.args

@@ -104,7 +104,7 @@ class Search(BilevelSearch):
         device: torch.device,
     ) -> None:
         super().__init__(args, valid, device)
-        space, self.judge = space_of(args), judge
+        self.info, self.judge, space = info, judge, space_of(args)
         stem = engine.stem_for(info, args.dataset)
         if space.cells == "nasbench201" and stem != "cifar":
             raise UserError(f"--space_config nasbench201 is for small images, {info.image_size} pixels are too many")
@@ -112,6 +112,12 @@ class Search(BilevelSearch):
         self.method = METHODS[args.method](args, space, device)
         network.straight_through = self.method.straight_through
         self.take(network, self.method.architecture, args.method == "darts")
+
+    def like(self, args: argparse.Namespace, loader: data.Loader, device: torch.device) -> Search:
+        twin = Search(args, self.info, loader, self.judge, device)
+        twin.epoch = self.epoch
+        twin.method.load_state_dict(self.method.state_dict())
+        return twin
 
     # ---- the loop of one epoch ----
 

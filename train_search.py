@@ -77,6 +77,12 @@ class ProgressiveSearch(BilevelSearch):
         self.candidates: Candidates = {cell: [list(PRIMITIVES)] * EDGES for cell in CELL_TYPES}
         self.build_stage()
 
+    def like(self, args: argparse.Namespace, loader: data.Loader, device: torch.device) -> ProgressiveSearch:
+        twin = ProgressiveSearch(args, self.info, loader, device)
+        twin.epoch, twin.candidates = self.epoch, self.candidates
+        twin.build_stage()
+        return twin
+
     # ---- the loop of one epoch ----
 
     def train_one_epoch(self, train: data.Loader) -> None:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit on file sizes (ulimit -f)
 OF_A_RUN = {"log.txt", "args.json", "genotype.txt", "history.jsonl", "timing.jsonl", "checkpoint.pt", "best.pt"}
+SMALLER = "a smaller --batch_size needs less"
 TIMEOUT = timedelta(seconds=60)  # a collective that waits longer than this for a lost rank ends the run
 # Arguments that a resumed run may change: they move the work to another device or show it differently.
 HARMLESS = {"resume", "note", "device", "gpu", "workers", "report_freq", "checkpoint_freq", "quiet"}
@@ -34,6 +35,10 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """A loss, gradient or weight is not finite, or the ranks differ; the message says where. Exit code 1."""
+
+
+class OutOfMemory(Exception):
+    """The GPU's memory is too small; the message says what fits. Exit code 1."""
 
 
 class RankLost(Exception):
@@ -141,10 +146,10 @@ def cli(main: Callable[[argparse.Namespace], Any], parser: Parser, argv: list[st
         main(args)
     except UserError as error:
         _fail(str(error), 2)
-    except (Diverged, RankLost) as error:
+    except (Diverged, RankLost, OutOfMemory) as error:
         _fail(str(error), 1)
     except torch.OutOfMemoryError as error:
-        _fail(f"out of GPU memory, a smaller --batch_size needs less ({error})", 1)
+        _fail(f"out of GPU memory, {SMALLER} ({error})", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
@@ -360,6 +365,11 @@ def progress(iterable: Iterable, quiet: bool = False, **kwargs: Any) -> tqdm:
     """A tqdm bar on a terminal; without one, with --quiet and on other ranks just the items. Has set_postfix(...)."""
     disable = True if quiet or not is_main() else None  # None: off unless stderr is a terminal
     return tqdm(iterable, disable=disable, dynamic_ncols=True, leave=False, **kwargs)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that this process can have for tensors: what is free, and what it holds already."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
 
 
 def peak_memory_mb(device: torch.device) -> float:

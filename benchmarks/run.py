@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,18 @@ from genotypes import CELL_TYPES  # noqa: E402
 from model_search import Architecture, DynamicSpace, Network  # noqa: E402
 from retrain import gradient_step  # noqa: E402
 
+
+class Step(NamedTuple):
+    """A whole step with optimizers, to be called; and its forward pass, to the loss (in evaluation to the logits)."""
+
+    network: torch.nn.Module
+    forward: Callable[[], torch.Tensor]
+    step: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.step()
+
+
 Pair = tuple[Callable[[], object], Callable[[], object]]  # (plain, ours)
 
 
@@ -44,19 +57,25 @@ Pair = tuple[Callable[[], object], Callable[[], object]]  # (plain, ours)
 
 
 def images(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, 32, 32, generator=generator), torch.randint(0, 10, (batch,), generator=generator)
+    return torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
 
 
 def plain_copy(network: torch.nn.Module) -> torch.nn.Module:
     return fast.switch_off(copy.deepcopy(network))
 
 
-def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pair:
-    """An architecture step and a weight step; max_ops None: all operations, softmax of alpha alone (P-DARTS)."""
+def search_step(batch: int, layers: int, max_ops: int | None, candidates: int = 8) -> Pair:
+    """An architecture step and a weight step; max_ops None: softmax of alpha over ``candidates`` an edge (P-DARTS)."""
     torch.manual_seed(0)
-    network = Network(C, 10, layers, genotypes.PRIMITIVES)
-    architecture, active = Architecture(genotypes.EDGES, 8), None
+    rng, P = np.random.default_rng(0), genotypes.PRIMITIVES
+    chosen = {
+        kind: [[P[k] for k in sorted(rng.choice(8, candidates, replace=False))] for _ in range(genotypes.EDGES)]
+        for kind in CELL_TYPES
+    }
+    network = Network(16, 10, layers, chosen)
+    architecture, active = Architecture(genotypes.EDGES, candidates), None
+    if not max_ops:
+        architecture = torch.nn.ParameterDict(architecture.alphas())
     if max_ops:
         space = DynamicSpace(genotypes.PRIMITIVES, max_ops=max_ops)
         space.sample_random(np.random.default_rng(0))
@@ -66,7 +85,7 @@ def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pa
     def weights() -> dict[str, torch.Tensor]:
         if max_ops:
             return architecture.weights(active)
-        return {kind: alpha.softmax(-1) for kind, alpha in architecture.alphas().items()}
+        return {kind: alpha.softmax(-1) for kind, alpha in architecture.items()}
 
     def optimizers(network: torch.nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
         sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
@@ -75,12 +94,15 @@ def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pa
     plain = plain_copy(network)
     (plain_sgd, plain_adam), (sgd, adam) = optimizers(plain), optimizers(network)
 
+    def loss_of(network: torch.nn.Module) -> torch.Tensor:
+        return F.cross_entropy(network(x, weights(), active), y)
+
     def plain_step() -> None:
         plain_adam.zero_grad()
-        F.cross_entropy(plain(x, weights(), active), y).backward()  # into everything
+        loss_of(plain).backward()  # into everything
         plain_adam.step()
         plain_sgd.zero_grad()
-        F.cross_entropy(plain(x, weights(), active), y).backward()
+        loss_of(plain).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 5)
         plain_sgd.step()
 
@@ -91,7 +113,7 @@ def search_step(batch: int, layers: int, max_ops: int | None, C: int = 16) -> Pa
             w = weights()
         bilevel.backward_clip_and_step(sgd, F.cross_entropy(network(x, w, active), y), 5)
 
-    return plain_step, our_step
+    return Step(plain, lambda: loss_of(plain), plain_step), Step(network, lambda: loss_of(network), our_step)
 
 
 def retraining_step(batch: int) -> Pair:
@@ -100,14 +122,14 @@ def retraining_step(batch: int) -> Pair:
     network.drop_path_prob = 0.1
     x, y = images(batch)
 
-    def step(network: torch.nn.Module) -> Callable[[], object]:
+    def step(network: torch.nn.Module) -> Step:
         sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
 
-        def one() -> None:
+        def loss() -> torch.Tensor:
             logits, auxiliary_logits = network(x)
-            gradient_step(network, sgd, F.cross_entropy(logits, y) + 0.4 * F.cross_entropy(auxiliary_logits, y), 5)
+            return F.cross_entropy(logits, y) + 0.4 * F.cross_entropy(auxiliary_logits, y)
 
-        return one
+        return Step(network, loss, lambda: gradient_step(network, sgd, loss(), 5))
 
     return step(plain_copy(network)), step(network)
 
@@ -118,12 +140,12 @@ def evaluation(batch: int) -> Pair:
     plain, fused = plain_copy(network), model.fuse(network)
     x, _ = images(batch)
 
-    def run(forward: Callable, mode: Callable) -> Callable[[], object]:
-        def one() -> None:
+    def run(network: torch.nn.Module, mode: Callable) -> Step:
+        def one() -> torch.Tensor:
             with mode():
-                forward(x)
+                return network(x)[0]
 
-        return one
+        return Step(network, one, one)
 
     return run(plain, torch.no_grad), run(fused, torch.inference_mode)
 
