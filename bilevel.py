@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +78,9 @@ class BilevelSearch(Training):
             weights, active = self.operations()
             if args.unrolled:
                 loss, logits = unrolled_backward(self.network, self.optimizer, weights, active, train, valid)
-            else:
-                loss, logits = architecture_backward(self.network, self.optimizer, weights, active, *valid)
+        if not args.unrolled:
+            precision = autocast(args, self.device)
+            loss, logits = architecture_backward(self.network, self.optimizer, weights, active, *valid, precision)
         self.averages["arch"].add(loss, logits, valid[1])
         return clip_and_step(self.architecture, self.arch_optimizer, args.arch_grad_clip)
 
@@ -122,17 +123,25 @@ class BilevelSearch(Training):
 
 
 def architecture_backward(
-    network: Network, optimizer: torch.optim.Optimizer, weights: dict[str, Tensor], active: Active, x: Tensor, y: Tensor
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    active: Active,
+    x: Tensor,
+    y: Tensor,
+    precision: AbstractContextManager | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradient of the validation loss to alpha and beta, and to nothing else; returns loss and logits.
 
-    The first-order approximation of DARTS (its section 2.3). ``optimizer`` is that of the network's weights.
+    The first-order approximation of DARTS (its section 2.3). ``optimizer`` is that of the network's weights,
+    ``precision`` that of the forward pass (autocast;
+    None: as it is).
     """
     with frozen(optimizer):
-        logits = network(x, weights, active)
-        loss = F.cross_entropy(logits, y)
-        with torch.autocast(x.device.type, enabled=False):  # which is for forward passes
-            loss.backward()
+        with precision or nullcontext():
+            logits = network(x, weights, active)
+            loss = F.cross_entropy(logits, y)
+        loss.backward()
     return loss, logits
 
 

@@ -73,10 +73,13 @@ class Concatenation:
 
     @cached_property
     def joined_relu(self) -> Tensor:
-        """relu(x). Without gradients in one pass over what no operation of the cell has read."""
-        if torch.is_grad_enabled() or sum("relu" not in vars(node) for node in self.nodes) < 2:
+        """relu(x). Without gradients in one pass over what no operation of the cell has read, and the nodes are let go."""
+        if torch.is_grad_enabled():
             return torch.cat([node.relu for node in self.nodes], dim=1)
-        return F.relu_(self.x)
+        unread = sum("relu" not in vars(node) for node in self.nodes)
+        joined = torch.cat([node.relu for node in self.nodes], dim=1) if unread < 2 else F.relu_(self.x)
+        self.nodes = []
+        return joined
 
 
 def settings(module: nn.Module) -> str:
@@ -213,7 +216,7 @@ def chain(
     ``gain`` (K * C') is that of the last normalisation, which then has none of its own.
     """
     relu, *layers = zip(*ops, strict=True)
-    x, parts = source.joined_relu, [node.relu for node in source.nodes] if torch.is_grad_enabled() else []
+    x, parts = source.joined_relu, kept_parts(source)
     for i, layer in enumerate(layers):
         if isinstance(layer[0], nn.Conv2d):
             x, parts = convolved(x, layer, parts), []
@@ -229,9 +232,19 @@ def convolved(x: Tensor, convs: Sequence[nn.Conv2d], parts: Sequence[Tensor] = (
     conv, weight = convs[0], side_by_side([conv.weight for conv in convs])
     bias = None if conv.bias is None else side_by_side([conv.bias for conv in convs])
     arguments = conv.stride, conv.padding, conv.dilation, conv.groups * len(convs)
+    return conv2d(x, weight, bias, arguments, parts)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: tuple, parts: Sequence[Tensor]) -> Tensor:
+    """F.conv2d, which keeps the parts for the backward pass where there are several."""
     if len(parts) < 2:
         return F.conv2d(x, weight, bias, *arguments)
     return ConvOfParts.apply(x, weight, arguments, *parts)
+
+
+def kept_parts(source: Node | Concatenation) -> list[Tensor]:
+    """What ``source.joined_relu`` is put together from; nothing where there is no backward pass."""
+    return [node.relu for node in source.nodes] if torch.is_grad_enabled() else []
 
 
 def halved(ops: Sequence[FactorizedReduce], source: Node | Concatenation) -> Tensor:
@@ -243,10 +256,7 @@ def halved(ops: Sequence[FactorizedReduce], source: Node | Concatenation) -> Ten
         [F.pad(conv.weight, pad) for op in ops for conv, pad in ((op.conv_1, (0, 1, 0, 1)), (op.conv_2, (1, 0, 1, 0)))]
     )
     arguments = (2, 2), (0, 0), (1, 1), len(ops)
-    parts = [node.relu for node in source.nodes]
-    if len(parts) < 2 or not torch.is_grad_enabled():
-        return F.conv2d(source.joined_relu, weight, None, *arguments)
-    return ConvOfParts.apply(source.joined_relu, weight, arguments, *parts)
+    return conv2d(source.joined_relu, weight, None, arguments, kept_parts(source))
 
 
 def normalised(x: Tensor, bns: Sequence[nn.BatchNorm2d], gain: Tensor | None, statistics: Statistics) -> Tensor:
