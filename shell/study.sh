@@ -14,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/many.sh"
 seeds=4 search_epochs=6 epochs=4 jobs=$(getconf _NPROCESSORS_ONLN) out=logs/study dataset=fashion_mnist
 many_arguments study.sh "search_epochs epochs" dataset "--seed --save --resume --method --space_config --arch" "$@"
 stage=$((search_epochs / 3)) # epochs of each of P-DARTS' three stages
-[ $((3 * stage)) = "$search_epochs" ] || { echo "study.sh: --search_epochs $search_epochs: expected 6, 9, ..." >&2; exit 2; }
+[ $((3 * stage)) = "$search_epochs" ] || { echo "study.sh: --search_epochs $search_epochs: expected a multiple of 3" >&2; exit 2; }
 
 own() { # script and flags of a method's search, no script for a cell that is known
     script=search.py
