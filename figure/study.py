@@ -42,7 +42,7 @@ COLORS = {  # the methods of the study in the order of the rows; what is none of
 RANDOM = "random"
 LEVEL = 0.05  # of significance, for all methods together
 RESAMPLES = 100_000  # splits that are drawn where there are more
-NOT_OF_THE_PROTOCOL = {"arch", "seed", "save", "note", "resume", "quiet", "data", "workers", "report_freq"}
+NOT_OF_THE_PROTOCOL = set("arch seed save note resume quiet data workers report_freq checkpoint_freq".split())
 
 
 @dataclass

@@ -11,10 +11,10 @@
 set -eu
 { # bash reads up to the closing brace before it begins: who edits this file does not disturb what runs
 source "$(dirname "${BASH_SOURCE[0]}")/many.sh"
-seeds=4 search_epochs=6 epochs=4 jobs=$(getconf _NPROCESSORS_ONLN) out=logs/study dataset=fashion_mnist
+seeds=4 search_epochs=6 epochs=6 jobs=$(getconf _NPROCESSORS_ONLN) out=logs/study dataset=fashion_mnist
 many_arguments study.sh "search_epochs epochs" dataset "--seed --save --resume --method --space_config --arch" "$@"
 stage=$((search_epochs / 3)) # epochs of each of P-DARTS' three stages
-[ $((3 * stage)) = "$search_epochs" ] || { echo "study.sh: --search_epochs $search_epochs: expected 6, 9, ..." >&2; exit 2; }
+[ $((3 * stage)) = "$search_epochs" ] || { echo "study.sh: --search_epochs $search_epochs: expected a multiple of 3" >&2; exit 2; }
 
 own() { # script and flags of a method's search, no script for a cell that is known
     script=search.py
@@ -62,7 +62,7 @@ searching=(
 )
 retraining=(
     --dataset "$dataset"
-    --train_portion 0.25
+    --train_portion 0.17
     --batch_size 64
     --init_channels 8
     --layers 5

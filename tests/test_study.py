@@ -180,7 +180,7 @@ def test_a_small_study_to_its_end(work, pictures):
         "--seeds 1 --jobs 2 --search_epochs 3 --epochs 1 --dataset folder --image_size 16 --batch_size 12 --workers 0"
     )
     arguments = [*small.split(), "--data", pictures, "--out", work.folder / "out"]
-    flags = {"SEARCH": "--init_channels 1 --layers 1", "RETRAIN": "--init_channels 2 --layers 3"}
+    flags = {"SEARCH": "--init_channels 1 --layers 1", "RETRAIN": "--init_channels 2 --layers 3 --train_portion 0.25"}
     result = work.run("study.sh", *arguments, METHODS="pdarts DARTS_V2", **flags)
     assert result.returncode == 0, result.stderr
     assert [line.split()[1:4:2] for line in table_of(result.stdout)[2:]] == [["pdarts", "1"], ["DARTS_V2", "1"]]
