@@ -73,7 +73,7 @@ class Concatenation:
 
     @cached_property
     def joined_relu(self) -> Tensor:
-        """relu(x). Without gradients in one pass over what no operation of the cell has read, and the nodes are let go."""
+        """relu(x). Without gradients in one pass over what no operation has read, and the nodes are let go."""
         if torch.is_grad_enabled():
             return torch.cat([node.relu for node in self.nodes], dim=1)
         unread = sum("relu" not in vars(node) for node in self.nodes)
