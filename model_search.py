@@ -85,9 +85,9 @@ class Cell(nn.Module):
         if not isinstance(s0, Tensor):  # nodes of fast.py: the same, faster
             return fast.supernet_cell(self, s0, s1, weights, active, rest)
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        for edges, added in zip(self.incoming, rest, strict=True):
-            node = sum(self._ops[e](x, weights[e], active[e]) for x, e in zip(states, edges, strict=True))
-            states.append(node if added is None else node + added)
+        for n, edges in enumerate(Cell.incoming):  # not self.: PyTorch 2.4 compiles no lists of classes
+            node = sum(self._ops[e](states[source], weights[e], active[e]) for source, e in enumerate(edges))
+            states.append(node if rest[n] is None else node + rest[n])
         return torch.cat(states[2:], dim=1)
 
 
