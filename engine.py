@@ -480,13 +480,13 @@ def add_common_arguments(parser: argparse.ArgumentParser, data_flags: tuple[str,
     add = parser.add_argument_group("data").add_argument
     add(*data_flags, default=".data", metavar="DIR", help="folder of the datasets, or of your own images")
     add("--dataset", default="cifar10", choices=list(data.INFO))
-    add("--image_size", type=number(int, 8), metavar="N", help="for folder and imagenet")
+    add("--image_size", type=number(int, 8, 10_000), metavar="N", help="for folder and imagenet")
     add("--bad_images", default="stop", choices=["stop", "skip"], help="what unreadable images cause")
     add("--cutout", action="store_true", help="erase a random square of every training image")
-    add("--cutout_length", type=number(int, 1), default=16, metavar="PIXELS")
+    add("--cutout_length", type=number(int, 1, 10_000), default=16, metavar="PIXELS")
     add = parser.add_argument_group("network and training").add_argument
     add("--init_channels", type=number(int, 1), default=16, metavar="C")
-    add("--layers", type=number(int, 1), default=8, help="number of cells")
+    add("--layers", type=number(int, 1, 1000), default=8, help="number of cells")
     add("--batch_size", type=number(int, 2), default=64, help="per process")
     add("--epochs", type=number(int, 1), default=50)
     add("--learning_rate", type=number(float, 0), default=0.025, help="of SGD, at epoch 0")
@@ -509,7 +509,7 @@ def add_cifar100_argument(parser: argparse.ArgumentParser) -> None:
 
 def prefix_save(args: argparse.Namespace, kind: str) -> None:
     """P-DARTS' --save is the beginning of the run folder's name: make it SAVE + kind-NOTE-TIME."""
-    if args.resume:
+    if args.resume is not None:
         args.given -= {"save"}  # the run keeps the folder it has
     else:
         folder = str(new_folder(f"{args.save}{kind}-{args.note}"))

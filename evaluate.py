@@ -415,13 +415,13 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_path", metavar="FILE|RUN", help="checkpoint file or run folder")
     parser.add_argument("--arch", help="name, genotype.txt, run folder or Genotype(...); default: the checkpoint's own")
     parser.add_argument("--init_channels", type=number(int, 1), metavar="C", help="checked against the checkpoint")
-    parser.add_argument("--layers", type=number(int, 1), help="checked against the checkpoint")
+    parser.add_argument("--layers", type=number(int, 1, MAX_CELLS), help="checked against the checkpoint")
     parser.add_argument("--data", default=".data", metavar="DIR", help="folder of the datasets, or of your own images")
     parser.add_argument("--dataset", choices=list(data.INFO), help="default: the checkpoint's own")
-    parser.add_argument("--image_size", type=number(int, 8), metavar="N", help="for folder and imagenet")
+    parser.add_argument("--image_size", type=number(int, 8, 10_000), metavar="N", help="for folder and imagenet")
     parser.add_argument("--bad_images", default="stop", choices=["stop", "skip"], help="what unreadable images cause")
     parser.add_argument("--batch_size", type=number(int, 1), default=96)
-    parser.add_argument("--workers", type=number(int, 0), default=2, help="processes that load images from files")
+    parser.add_argument("--workers", type=number(int, 0, 1000), default=2, help="processes that load images from files")
     parser.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:N")
     parser.add_argument("--gpu", type=number(int, 0), metavar="N", help="use GPU number N")
     parser.add_argument("--amp", action="store_true", help="bfloat16 on CUDA")
@@ -431,6 +431,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--export", nargs=2, metavar=("FORMAT", "FILE"),
                         help="before the test write the network as onnx, torchscript or pt2")  # fmt: skip
     parser.ignore("--auxiliary", "--drop_path_prob", "--seed", "--report_freq", "--cutout", "--cutout_length")
+    parser.ignore("--local_rank", "--local-rank")  # of torch.distributed.launch
     parser.add_argument("--count", action="store_true", help="test nothing: parameters and multiply-adds of genotypes")
     return parser
 

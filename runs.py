@@ -445,7 +445,9 @@ def _newest(args: argparse.Namespace, script: str, free: set[str]) -> Path:
 
 def resume_run(args: argparse.Namespace, script: str, may_change: Iterable[str] = ("epochs",)) -> RunFolder | None:
     """The run that --resume names, whose arguments ``args`` takes over; None without --resume."""
-    return RunFolder.resume(args.resume, args, script, may_change, check_epochs) if args.resume else None
+    if args.resume is None:
+        return None
+    return RunFolder.resume(args.resume, args, script, may_change, check_epochs)
 
 
 def create_run(args: argparse.Namespace, script: str, name: str) -> RunFolder:

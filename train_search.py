@@ -343,7 +343,7 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
 def get_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(__doc__)
     add = parser.add_argument_group("stages").add_argument
-    add("--add_layers", action="append", type=number(int, 0), metavar="N",
+    add("--add_layers", action="append", type=number(int, 0, 1000), metavar="N",
         help="cells more than --layers; given twice, for stages 2 and 3 (or not at all: 6 12)")  # fmt: skip
     add("--add_width", action="append", type=number(int, 0), metavar="N",
         help="channels more than --init_channels; given twice, for stages 2 and 3 (or not at all: 0 0)")  # fmt: skip
@@ -361,6 +361,7 @@ def get_parser() -> argparse.ArgumentParser:
         "this is P-DARTS' search; DDSAS' is search.py", "--space_config", "--dss_max_ops", "--dss_freq", "--rdss_prob",
         "--confidence", "--begin", "--saliency_type", "--no_norm", "--gumbel", "--tau_min", "--tau_max", "--method",
     )  # fmt: skip
+    parser.ignore("--local_rank", "--local-rank")  # of torch.distributed.launch
     parser.set_defaults(
         save="logs/",  # see engine.prefix_save
         note="try",

@@ -75,6 +75,14 @@ class _Ignored(argparse.Action):
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest, None) or []), option_string])
 
 
+class _Resume(argparse.Action):
+    """Stores its value; a bare --resume beside --resume_path FOLDER, as DDSAS' commands have them, means FOLDER."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if values != self.const or not getattr(namespace, self.dest, None):
+            setattr(namespace, self.dest, values)
+
+
 class _Refused(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         parser.error(f"{option_string}: {self.const}")
@@ -89,7 +97,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return super()._get_help_string(action) if action.help else "(default: %(default)s)"
 
 
-LARGEST = {int: 2**32 - 1, float: sys.float_info.max}  # that any flag takes
+LARGEST = {int: 2**32 - 1, float: 1e30}  # that any flag takes: steps of optimizers must fit float32
+NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")  # what PyTorch says on a CPU
 
 
 def number(kind: type, low: float, high: float = math.inf, below: float = math.inf) -> Callable[[str], Any]:
@@ -112,11 +121,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save", metavar="NAME", help="name of the run folder (default: what is run and the time)")
     add("--note", default="", help="free text for the name of the run folder")
     text = "go on with this run; auto: the newest run of this script with these arguments"
-    add("--resume", "--resume_path", metavar="RUN_FOLDER|auto", nargs="?", const="auto", help=text)
+    folder = {"metavar": "RUN_FOLDER|auto", "nargs": "?", "const": "auto", "action": _Resume}
+    add("--resume", "--resume_path", **folder, help=text)
     add("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:N")
     add("--gpu", type=number(int, 0), metavar="N", help="use GPU number N, the same as --device cuda:N")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0)
-    add("--workers", type=number(int, 0), default=2, help="processes that load images, where images are files")
+    add("--workers", type=number(int, 0, 1000), default=2, help="processes that load images, where images are files")
     add("--report_freq", type=number(int, 1), default=50, metavar="STEPS", help="steps between two lines of the log")
     text = "also write a checkpoint every so many steps inside an epoch (0: at the end of epochs only)"
     add("--checkpoint_freq", type=number(int, 0), default=0, metavar="STEPS", help=text)
@@ -131,7 +141,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     for (flag, value), defaults in getattr(parser, "defaults_for", {}).items():
         if getattr(args, flag) == value:
             vars(args).update({name: default for name, default in defaults.items() if name not in args.given})
-    if ignored := vars(args).pop("ignored", None):
+    if (ignored := vars(args).pop("ignored", None)) and is_main():
         print(f"warning: of the published scripts, without effect here: {' '.join(ignored)}", file=sys.stderr)
     vars(args).pop("refused", None)
     args.given -= {"ignored", "refused"}
@@ -150,6 +160,10 @@ def cli(main: Callable[[argparse.Namespace], Any], parser: Parser, argv: list[st
         _fail(str(error), 1)
     except torch.OutOfMemoryError as error:
         _fail(f"out of GPU memory, {SMALLER} ({error})", 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
+            raise
+        _fail(f"out of memory, a smaller --batch_size or network needs less ({error})", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:
@@ -181,8 +195,11 @@ def printable(text: object) -> str:
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
-    """The device that --device and --gpu name; under torchrun every process takes the GPU of its local rank."""
-    name = args.device if args.gpu is None else f"cuda:{args.gpu}"
+    """The device that --device and --gpu name; under torchrun every process takes the GPU of its local rank.
+
+    --device cpu counts more than --gpu, so that it can be put behind any command.
+    """
+    name = args.device if args.gpu is None or args.device == "cpu" else f"cuda:{args.gpu}"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":

@@ -633,13 +633,13 @@ def _genotype(target: str) -> Genotype:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = utils.Parser(__doc__)
     add = parser.add_argument
     add("targets", nargs="+", metavar="RUN|GENOTYPE", help="run folder, name, genotype.txt, literal; several: compare")
     add("--all", action="store_true", help="all figures of a run, and its report.html")
     add("--out", metavar="PATH", help="where to draw cells or comparison to, without suffix")
-    add("--init_channels", type=int, help="width at which a comparison counts (36; ImageNet: 46)")
-    add("--layers", type=int, help="depth at which a comparison counts (20; ImageNet: 14)")
+    add("--init_channels", type=utils.number(int, 1, 10_000), help="width at which to count (36; ImageNet: 46)")
+    add("--layers", type=utils.number(int, 1, 1000), help="depth at which to count (20; ImageNet: 14)")
     add("--imagenet", action="store_true", help="count the ImageNet network at 224 pixels")
     return parser
 

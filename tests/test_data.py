@@ -366,7 +366,7 @@ def test_an_epoch_resumed_in_the_middle_goes_on_as_it_would_have(tree, kind):
 
 
 def test_the_last_batch_is_what_is_left_shared_evenly(tree):
-    """CIFAR's searches: 391 steps an epoch, the last one of 40 images; of 11 images two processes get 5 each."""
+    """CIFAR's searches and retrainings have as many steps an epoch as published; two processes get 5 each of 11."""
 
     def sizes(num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[int]:
         options = Options(batch_size, rank=rank, world_size=world_size)
@@ -378,6 +378,7 @@ def test_the_last_batch_is_what_is_left_shared_evenly(tree):
 
     assert sizes(25000, 64) == [64] * 390 + [40]
     assert sizes(25000, 96) == [96] * 260 + [40]
+    assert len(sizes(50000, 96)) == 521 and len(sizes(50000, 128)) == 391
     assert sizes(11, 8) == [8, 3] and sizes(9, 8) == [8] and sizes(16, 8) == [8, 8]
     for rank in (0, 1):
         assert sizes(27, 8, rank, 2) == [8, 5] and sizes(19, 8, rank, 2) == [8]

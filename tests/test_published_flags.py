@@ -8,8 +8,10 @@ import shlex
 import pytest
 import torch
 
+import engine
 import evaluate
 import genotypes
+import nasbench201
 import retrain
 import runs
 import search
@@ -17,6 +19,7 @@ import train_cifar
 import train_imagenet
 import train_search
 import utils
+import visualize
 
 SCRIPTS = (search, retrain, evaluate, train_search, train_cifar, train_imagenet)
 
@@ -70,20 +73,21 @@ def test_imagenet_has_the_settings_of_the_papers():
     assert parse(retrain, "").init_channels == 36 and parse(search, "").batch_size == 64
 
 
-EDGES = ["0", "-1", "99999999999999999999", "1e999", "nan", "", "word", "0.5"]
+EDGES = ["0", "-1", "99999999999999999999", "1e300", "1e999", "nan", "", "word", "0.5"]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [*SCRIPTS, nasbench201, visualize], ids=lambda script: script.__name__)
 def test_every_value_of_every_flag_is_taken_or_refused_in_one_line(capsys, script):
     """A number that is taken is finite and of the flag's kind; all else is one line and exit code 2."""
     parser = script.get_parser()
+    named = sum(not action.option_strings for action in parser._actions)  # what must be named before the flags
     for action in parser._actions:
         if not action.option_strings or action.nargs == 0 or action.help == argparse.SUPPRESS:
             continue
         for value in EDGES:
             flag = f"{action.option_strings[0]}={value}"
             try:
-                taken = getattr(utils.parse(parser, [flag]), action.dest)
+                taken = getattr(utils.parse(parser, [flag, *["x"] * named]), action.dest)
             except SystemExit as stop:
                 assert stop.code == 2 and capsys.readouterr().err.count("\n") == 1, flag
                 continue
@@ -91,6 +95,43 @@ def test_every_value_of_every_flag_is_taken_or_refused_in_one_line(capsys, scrip
                 assert not isinstance(number, float) or abs(number) < float("inf"), flag
                 assert not isinstance(number, int) or abs(number) < 2**63, flag
         capsys.readouterr()
+
+
+HUGE = 2**32 - 1
+TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --quiet"
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "code", "said"),
+    [
+        (search, f"--dss_max_ops {HUGE} --dss_freq {HUGE} --confidence 1e30 --gumbel --tau_max 1e30", 0, ""),
+        (search, f"--grad_clip 1e30 --cutout --cutout_length 10000 --seed {HUGE}", 0, ""),
+        (search, f"--report_freq {HUGE} --checkpoint_freq {HUGE} --warmup_epochs {HUGE} --begin {HUGE}", 0, ""),
+        (search, "--learning_rate 0 --arch_learning_rate 0 --confidence 0 --grad_clip 0 --momentum 0", 0, ""),
+        (search, "--learning_rate 1e30", 1, "start with a lower --learning_rate"),
+        (search, "--weight_decay 1e30 --learning_rate 1", 1, "start with a lower --learning_rate"),
+        (search, "--arch_learning_rate 1e30", 1, "loss nan"),
+        (search, f"--batch_size {HUGE}", 2, "take a smaller one"),
+        (search, f"--init_channels {HUGE}", 1, "out of memory"),
+        (search, "--train_portion 0", 2, "train_portion is 0.0, expected"),
+        (search, "--resume=", 2, "not a run folder"),
+        (retrain, "--weight_decay 0 --label_smooth 0.999 --drop_path_prob 0.999 --auxiliary_weight 0", 0, ""),
+        (retrain, f"--init_channels {HUGE}", 1, "out of memory"),
+        (retrain, "--image_size 8", 0, ""),
+    ],
+)
+def test_a_run_with_extreme_values_makes_sense_or_ends_in_one_line(
+    pictures, tmp_path, capsys, monkeypatch, script, flags, code, said
+):
+    monkeypatch.setattr(engine, "write_tensorboard", lambda *arguments: None)  # test_tensorboard.py; slow
+    argv = [*TINY.split(), *flags.split(), "--data", str(pictures), "--save", str(tmp_path / "run")]
+    ended = 0
+    try:
+        utils.cli(script.main, script.get_parser(), argv)
+    except SystemExit as stop:
+        ended = stop.code
+    error = capsys.readouterr().err
+    assert ended == code and said in error and error.count("\n") == (code > 0)
 
 
 def test_a_run_folder_deleted_during_the_run_is_one_line(pictures, tmp_path, capsys, monkeypatch):
@@ -112,8 +153,6 @@ def test_a_run_folder_deleted_during_the_run_is_one_line(pictures, tmp_path, cap
 
 
 def test_a_loss_that_is_not_finite_does_not_advise_to_resume_what_is_not_there(tmp_path):
-    import engine
-
     watch = engine.Watch(torch.device("cpu"), 0, tmp_path)
     with pytest.raises(utils.Diverged) as error:
         watch.add(0, torch.tensor(float("nan")), torch.tensor(1.0))
@@ -151,6 +190,12 @@ def test_a_released_file_is_looked_for_by_its_genotype(tmp_path, monkeypatch):
             evaluate.main(parse(evaluate, text))
     with pytest.raises(utils.UserError, match="--model_path is missing"):
         evaluate.main(parse(evaluate, "--arch DARTS_V1"))
+
+
+def test_the_readme_says_where_every_released_file_comes_from():
+    readme = (runs.Path(genotypes.__file__).parent / "README.md").read_text()
+    section = readme.split("## Released weights")[1].split("\n## ")[0]
+    assert all(f"`{name}`" in section for name in evaluate.RELEASED.values())
 
 
 # ---- architectures of NAS-Bench-201's space --------------------------------------------------------------------------

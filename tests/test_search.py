@@ -273,6 +273,19 @@ def test_the_subspace_moves_every_dss_freq_steps(pictures, tmp_path):
     assert len(set(actives)) == 3 and all(sampling["changed"] > 0 for sampling in line["samplings"])
 
 
+def test_an_epoch_of_cifar_has_14_samplings():
+    method = tiny_search("").method
+    for step in range(391):
+        method.before_step(0, step)
+    assert [sampling["step"] for sampling in method.samplings] == [30 * n for n in range(14)]
+
+
+def test_imagenets_space_on_another_dataset_says_what_it_means(pictures, tmp_path):
+    log = (run_search(pictures, tmp_path / "run", "--space_config imagenet") / "log.txt").read_text()
+    assert "the space: sep_conv_3x3, dil_conv_3x3, sep_conv_5x5, dil_conv_5x5 from epoch 0; sep_conv_3x3," in log
+    assert "all other settings are those of --dataset folder" in log
+
+
 def test_before_epoch_begin_every_step_has_a_random_subspace():
     state = tiny_search("--begin 1")
     seen = set()
