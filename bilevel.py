@@ -134,8 +134,7 @@ def architecture_backward(
     """Add the gradient of the validation loss to alpha and beta, and to nothing else; returns loss and logits.
 
     The first-order approximation of DARTS (its section 2.3). ``optimizer`` is that of the network's weights,
-    ``precision`` that of the forward pass (autocast;
-    None: as it is).
+    ``precision`` that of the forward pass (autocast; None: as it is).
     """
     with frozen(optimizer):
         with precision or nullcontext():

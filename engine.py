@@ -140,7 +140,8 @@ class Training:
     def what_fits(self, train: data.Loader) -> str:
         """The batch and the flags that fit, by prediction; without one (several processes, say) in general words."""
         try:
-            if utils.world_size() > 1:  # steps have collectives, for which the other processes are not ready
+            # a step of several processes has collectives, for which the others are not ready; nobody knows --compile's
+            if utils.world_size() > 1 or self.args.compile:
                 return utils.SMALLER
             free, batch_size = utils.free_memory(self.device), self.args.batch_size
             images = train.num_images if isinstance(train.images, data.InMemory) else 0

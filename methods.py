@@ -103,7 +103,7 @@ class Method:
         return {}
 
     def state_dict(self) -> dict:
-        return {"noise": self.noise.get_state()}
+        return {} if self.noise is None else {"noise": self.noise.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
         if self.noise is not None and "noise" in state:  # earlier versions drew from the global generator
