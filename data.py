@@ -410,6 +410,7 @@ def cut_out(x: Tensor, row: Tensor, column: Tensor, length: int) -> Tensor:
     As in DARTS: length // 2 pixels before the centre to length // 2 - 1 after it, clipped at the border.
     """
     b, c, h, w = x.shape
+    length = min(length, 2 * max(h, w))  # which cuts out all, wherever the centre is
     around = torch.arange(-(length // 2), length // 2, device=x.device)
     rows = (row[:, None] + around).clamp_(0, h - 1)  # B x L; clipped pixels fall on the border, which is cut anyway
     columns = (column[:, None] + around).clamp_(0, w - 1)

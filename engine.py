@@ -484,7 +484,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, data_flags: tuple[str,
     add("--image_size", type=number(int, 8, 10_000), metavar="N", help="for folder and imagenet")
     add("--bad_images", default="stop", choices=["stop", "skip"], help="what unreadable images cause")
     add("--cutout", action="store_true", help="erase a random square of every training image")
-    add("--cutout_length", type=number(int, 1, 10_000), default=16, metavar="PIXELS")
+    add("--cutout_length", type=number(int, 1), default=16, metavar="PIXELS")
     add = parser.add_argument_group("network and training").add_argument
     add("--init_channels", type=number(int, 1), default=16, metavar="C")
     add("--layers", type=number(int, 1, 1000), default=8, help="number of cells")

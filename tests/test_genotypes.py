@@ -296,9 +296,11 @@ def test_a_file_with_a_mistake_is_left_as_it_is(copy):
 def test_killed_while_recording_leaves_a_whole_file_with_all_before(copy):
     draw, context, done = random.Random(3), multiprocessing.get_context("fork"), set()
     for _ in range(8):
-        process = context.Process(target=record_many, args=(copy,))
+        process, before = context.Process(target=record_many, args=(copy,)), copy.stat().st_mtime_ns
         process.start()
-        time.sleep(0.02 + 0.1 * draw.random())
+        while copy.stat().st_mtime_ns == before:  # on a busy machine the process is slow to begin
+            time.sleep(0.001)
+        time.sleep(0.1 * draw.random())
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         module = load_copy(copy)

@@ -105,7 +105,7 @@ TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_si
     ("script", "flags", "code", "said"),
     [
         (search, f"--dss_max_ops {HUGE} --dss_freq {HUGE} --confidence 1e30 --gumbel --tau_max 1e30", 0, ""),
-        (search, f"--grad_clip 1e30 --cutout --cutout_length 10000 --seed {HUGE}", 0, ""),
+        (search, f"--grad_clip 1e30 --cutout --cutout_length {HUGE} --seed {HUGE}", 0, ""),
         (search, f"--report_freq {HUGE} --checkpoint_freq {HUGE} --warmup_epochs {HUGE} --begin {HUGE}", 0, ""),
         (search, "--learning_rate 0 --arch_learning_rate 0 --confidence 0 --grad_clip 0 --momentum 0", 0, ""),
         (search, "--learning_rate 1e30", 1, "start with a lower --learning_rate"),
