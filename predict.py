@@ -31,7 +31,6 @@ import torch.nn.functional as F
 import torch.optim.optimizer as optimizers
 import torch.utils._foreach_utils as foreach_utils
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -149,20 +148,25 @@ def as_on_cuda() -> Iterator[None]:
             setattr(module, name, function)
 
 
-class Bfloat16(TorchFunctionMode):
+@contextmanager
+def as_bfloat16() -> Iterator[None]:
     """What autocast does to bfloat16 on CUDA, as far as memory goes: there is no autocast on the meta device."""
+    low, full = torch.bfloat16, torch.float32
+    before = {name: getattr(F, name) for name in ("conv2d", "linear", "cross_entropy")}
 
-    LOW = {F.conv2d, torch.conv2d, F.linear, torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm}
-    FULL = {F.cross_entropy, F.softmax, torch.softmax, F.log_softmax, torch.log_softmax}
-
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        to = torch.bfloat16 if function in self.LOW else torch.float32 if function in self.FULL else None
-
+    def casting(function: Callable, to: torch.dtype) -> Callable:
         def cast(value: Any) -> Any:
             return value.to(to) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        args, kwargs = (args, kwargs or {}) if to is None else tree_map(cast, (args, kwargs or {}))
-        return function(*args, **kwargs)
+        return lambda *args, **kwargs: function(*tree_map(cast, args), **tree_map(cast, kwargs))
+
+    for name, function in before.items():
+        setattr(F, name, casting(function, full if name == "cross_entropy" else low))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(F, name, function)
 
 
 class FirstSteps(data.Loader):
