@@ -165,11 +165,11 @@ def test_evaluation_repeats_what_retraining_found(device, few_images, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["search", "retrain"])
-def test_a_killed_run_goes_on_with_the_same_losses(device, tmp_path, script):
-    """Not to the bit, as on the CPU; so neither are later subspaces, but these come from the same generator."""
-    flags = "--dataset fashion_mini --init_channels 4 --layers 3 --batch_size 2500 --epochs 2 --quiet --no-tf32"
+def test_a_killed_run_goes_on_with_the_same_losses(device, pictures, tmp_path, script):
+    """Not to the bit, as on the CPU; with --begin subspaces are drawn, so that a last digit moves none."""
+    flags = "--dataset folder --image_size 16 --init_channels 4 --layers 3 --batch_size 12 --epochs 5 --quiet --no-tf32"
     start = [sys.executable, str(ROOT / f"{script}.py"), *flags.split(), "--checkpoint_freq", "1"]
-    start += ["--device", str(device)]
+    start += ["--device", str(device), "--data", str(pictures), *(["--begin", "9"] if script == "search" else [])]
     subprocess.run([*start, "--save", tmp_path / "whole"], check=True, timeout=600)
     process = subprocess.Popen([*start, "--save", tmp_path / "killed"])
     while not (tmp_path / "killed" / "history.jsonl").exists():
@@ -180,9 +180,9 @@ def test_a_killed_run_goes_on_with_the_same_losses(device, tmp_path, script):
     resume = [sys.executable, str(ROOT / f"{script}.py"), "--resume", str(tmp_path / "killed")]
     subprocess.run(resume, check=True, timeout=600)
     whole, killed = (history(tmp_path / name) for name in ("whole", "killed"))
-    assert len(whole) == len(killed) == 2
+    assert len(whole) == len(killed) == 5
     for a, b in zip(whole, killed, strict=True):
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-2)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=2e-2)
 
 
 def test_a_checkpoint_goes_on_on_the_other_device(device, few_images, tmp_path):
