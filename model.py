@@ -135,7 +135,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (N, classes) of images (N, 3, H, W), and those of the auxiliary head in training mode, else None."""
-        s0, s1 = self.stems(x) if self.plain else fast.nodes(*self.stems(fast.laid_out(x)))
+        s0, s1 = self.stems(x.contiguous()) if self.plain else fast.nodes(*self.stems(fast.laid_out(x)))
         auxiliary_logits = None
         for layer, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, self.drop_path_prob)

@@ -146,7 +146,7 @@ class Network(nn.Module):
         operations not listed are not computed. None: all are active.
         """
         active = active or {kind: [range(len(ops)) for ops in edges] for kind, edges in self.candidates.items()}
-        s0, s1 = self.stems(x) if self.plain else fast.nodes(*self.stems(fast.laid_out(x)))
+        s0, s1 = self.stems(x.contiguous()) if self.plain else fast.nodes(*self.stems(fast.laid_out(x)))
         whole = not self.plain and fast.on_gpu(x)  # fast_gpu.py takes the matrices as they are
         scalars = {kind: w if whole else split(w) for kind, w in weights.items()}
         rest = {kind: self.rest(w, active[kind]) for kind, w in scalars.items()}
