@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)
+settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

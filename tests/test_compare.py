@@ -58,7 +58,7 @@ class Workplace:
 
     def run(self, script: str, *arguments: object, text: str = "", **more: str) -> subprocess.CompletedProcess:
         process = self.start(script, *arguments, more=more)
-        out, err = process.communicate(text, timeout=180)
+        out, err = process.communicate(text, timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def called(self) -> list[list[str]]:
@@ -170,7 +170,7 @@ def test_a_line_of_the_list_runs_by_itself(work):
     arguments = ["--seeds", 1, "--out", work.folder / "two words", "--note", "a b"]
     line = work.run("compare_nasbench201.sh", *arguments, "--list", METHODS="gdas").stdout.strip()
     subprocess.run(["xargs", "-d", "\\n", "-n", "1", "bash", "-c"], input=line, text=True, check=True, cwd=ROOT,
-                   env=work.environment, timeout=60)  # fmt: skip
+                   env=work.environment, timeout=300)  # fmt: skip
     assert work.called()[0][-2:] == ["--save", str(work.folder / "two words/gdas-0")]
     assert work.run("compare_nasbench201.sh", *arguments, METHODS="gdas").returncode == 0
     assert len(work.called()) == 2 and work.called()[1][:2] == ["-m", "figure.figure1"]
