@@ -266,7 +266,7 @@ def predicted_memory(training: Training, images: int, **arguments: object) -> tu
     how many of them are on the device, at least a batch.
     """
     args, meta = changed(training.args, **arguments), torch.device("meta")
-    low = predict.as_bfloat16() if args.amp else nullcontext()
+    low = predict.bfloat16() if args.amp else nullcontext()
     args.amp = False
     options = data.Options(**{k: v for k, v in data_arguments(args, meta).items() if k not in ("name", "root")})
     with predict.Memory() as memory, predict.as_on_cuda():

@@ -22,9 +22,10 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -136,37 +137,22 @@ def kept_for_backward(forward: Callable[[], Result], network: nn.Module) -> tupl
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
     """Optimizers and clipping take lists of tensors (foreach) on the meta device too, which PyTorch does on CUDA."""
-    modules = foreach_utils, optimizers
     name = "_get_foreach_kernels_supported_devices"
-    before = [getattr(module, name) for module in modules]
-    for module in modules:
-        setattr(module, name, lambda: ["cuda", "meta"])
-    try:
+    with patch.object(foreach_utils, name, lambda: ["cuda", "meta"]), patch.object(optimizers, name, lambda: ["meta"]):
         yield
-    finally:
-        for module, function in zip(modules, before, strict=True):
-            setattr(module, name, function)
 
 
-@contextmanager
-def as_bfloat16() -> Iterator[None]:
-    """What autocast does to bfloat16 on CUDA, as far as memory goes: there is no autocast on the meta device."""
-    low, full = torch.bfloat16, torch.float32
-    before = {name: getattr(F, name) for name in ("conv2d", "linear", "cross_entropy")}
+def bfloat16() -> AbstractContextManager:
+    """What autocast to bfloat16 does on CUDA, as far as memory goes: there is no autocast on the meta device."""
 
-    def casting(function: Callable, to: torch.dtype) -> Callable:
+    def computed_in(dtype: torch.dtype, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def cast(value: Any) -> Any:
-            return value.to(to) if isinstance(value, Tensor) and value.is_floating_point() else value
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
         return lambda *args, **kwargs: function(*tree_map(cast, args), **tree_map(cast, kwargs))
 
-    for name, function in before.items():
-        setattr(F, name, casting(function, full if name == "cross_entropy" else low))
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(F, name, function)
+    low = {name: computed_in(torch.bfloat16, getattr(F, name)) for name in ("conv2d", "linear")}
+    return patch.multiple(F, **low, cross_entropy=computed_in(torch.float32, F.cross_entropy))
 
 
 class FirstSteps(data.Loader):
