@@ -115,7 +115,7 @@ def stage(flags: str, candidates: list[str]) -> train_search.ProgressiveSearch:
     return state
 
 
-@pytest.mark.parametrize("flags", ["", "--checkpoint_cells"])
+@pytest.mark.parametrize("flags", ["", pytest.param("--checkpoint_cells", marks=pytest.mark.long)])
 def test_a_stage_of_pdarts_gives_the_same_numbers(flags):
     """Steps of alpha and of the weights, with smaller batches among them; running statistics move once a step."""
     states = [stage(f"{flags} {more}", ["max_pool_3x3", "skip_connect"]) for more in ("", "--compile")]

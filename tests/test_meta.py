@@ -39,8 +39,9 @@ def first_steps(training: engine.Training, steps: int) -> predict.FirstSteps:
     return predict.FirstSteps(training.info, 32, data.Options(8, cutout=16, device=META), steps)
 
 
-@pytest.mark.parametrize("flags", ["", "--plain"])
-@pytest.mark.parametrize("name", ["ddsas", "pdarts", "retraining"])
+@pytest.mark.parametrize(
+    ("name", "flags"), [("ddsas", ""), ("ddsas", "--plain"), ("pdarts", ""), ("retraining", ""), ("retraining", "--plain")]
+)
 def test_nothing_waits_between_two_reports(name, flags):
     """Data, both steps, clipping, optimizers, averages, the watch for bad numbers: as in a run, two steps of it."""
     training = small(name, flags)
