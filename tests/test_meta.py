@@ -40,7 +40,8 @@ def first_steps(training: engine.Training, steps: int) -> predict.FirstSteps:
 
 
 @pytest.mark.parametrize(
-    ("name", "flags"), [("ddsas", ""), ("ddsas", "--plain"), ("pdarts", ""), ("retraining", ""), ("retraining", "--plain")]
+    ("name", "flags"),
+    [("ddsas", ""), ("ddsas", "--plain"), ("pdarts", ""), ("retraining", ""), ("retraining", "--plain")],
 )
 def test_nothing_waits_between_two_reports(name, flags):
     """Data, both steps, clipping, optimizers, averages, the watch for bad numbers: as in a run, two steps of it."""
