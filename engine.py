@@ -148,7 +148,7 @@ class Training:
             found, more = [], [{}]
             if hasattr(type(self.network), "checkpoint_cells") and not self.args.checkpoint_cells:
                 more.append({"checkpoint_cells": True})
-            for flags in more:
+            for flags in more if predict.recomputes() else more[:1]:
                 fits = predict.largest_batch(free, batch_size, *predicted_memory(self, images, **flags))
                 if 2 <= fits < batch_size or flags and fits >= 2:
                     found.append(" ".join([f"--batch_size {min(fits, batch_size)}", *(f"--{flag}" for flag in flags)]))

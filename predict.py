@@ -34,6 +34,7 @@ import torch.utils._foreach_utils as foreach_utils
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import checkpoint
 
 import data
 
@@ -153,6 +154,15 @@ def bfloat16() -> AbstractContextManager:
 
     low = {name: computed_in(torch.bfloat16, getattr(F, name)) for name in ("conv2d", "linear")}
     return patch.multiple(F, **low, cross_entropy=computed_in(torch.float32, F.cross_entropy))
+
+
+def recomputes() -> bool:
+    """Whether this PyTorch computes checkpoints on the meta device (2.4 does not)."""
+    try:
+        checkpoint(torch.neg, torch.empty(1, device="meta", requires_grad=True), use_reentrant=False)
+    except AttributeError:
+        return False
+    return True
 
 
 class FirstSteps(data.Loader):
