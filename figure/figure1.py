@@ -238,6 +238,9 @@ def draw(found: dict[str, list[Search]], space: Space | None) -> Figure:
         axes[0].set_ylabel(f"running mean of {width} epochs")
     if looked_up:
         axes[1].set_title("(b) Its accuracy, looked up: CIFAR-10 (%)", loc="left")
+        axes[1].set_yscale("function", functions=(by_error, lambda values: 100 - np.exp(-values)))
+        axes[1].set_ylabel("scale: logarithm of the error")
+        axes[1].set_yticks([10, 50, 70, 80, 85, 90, 92, 94])
         random_line(axes[1], found.get("random", []), space)
     for axis in axes:
         axis.set_xlabel("epoch")
@@ -246,6 +249,11 @@ def draw(found: dict[str, list[Search]], space: Space | None) -> Figure:
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7.5, handlelength=2.6)
     return figure
+
+
+def by_error(accuracy: np.ndarray) -> np.ndarray:
+    """The scale of panel (b): equal lengths are equal ratios of the error, which tells good cells from better ones."""
+    return -np.log(np.maximum(100 - accuracy, 0.1))
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
