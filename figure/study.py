@@ -41,6 +41,7 @@ COLORS = {  # the methods of the study in the order of the rows; what is none of
 }
 RANDOM = "random"
 LEVEL = 0.05  # of significance, for all methods together
+GOAL = 0.15  # points, of the standard error of a method's mean
 RESAMPLES = 100_000  # splits that are drawn where there are more
 NOT_OF_THE_PROTOCOL = set("arch seed save note resume quiet data workers report_freq checkpoint_freq".split())
 
@@ -230,6 +231,8 @@ def notes(found: dict[str, list[Cell]], unfinished: int = 0) -> str:
     if errors:
         worst = max(errors, key=errors.get)
         lines.append(f"± is the standard error of the mean over cells; the largest is {errors[worst]:.2f} ({worst})")
+        needed = {m: math.ceil(len(found[m]) * (error / GOAL) ** 2) for m, error in errors.items()}  # it goes as 1/sqrt
+        lines.append(f"cells for an error of {GOAL}: {', '.join(f'{m} {max(2, n)}' for m, n in needed.items())}")
     minutes = sum(cell.retrain_minutes + (cell.search_minutes or 0) for cell in cells)
     lines.append(f"{len(cells)} cells, {minutes / 60:.1f} hours of one thread")
     if unfinished:
