@@ -97,22 +97,47 @@ def check_retraining(folder: Path) -> None:
     assert "auxiliary_head.features.6.weight" not in last["state_dict"]  # as in DDSAS
 
 
-def test_from_the_split_to_the_test_alone(tree, tmp_path):
+@pytest.fixture(scope="module")
+def alone(tree, tmp_path_factory) -> Path:
+    """Run folders of a search and the retraining of its cell, in one process: search/, retrain/."""
+    root = tmp_path_factory.mktemp("alone")
     flags = [*SMALL.split(), *RUN.split()]
-    found = here(search, *flags, *("--dataset", "imagenet", "--data", tree / "split", "--space_config", "imagenet"),
-                 *("--batch_size", 12, "--dss_freq", 2, "--save", tmp_path / "search"))  # fmt: skip
-    check_search(found, steps=5)
-    trained = here(retrain, *flags, *("--dataset", "imagenet", "--data", tree, "--arch", found, "--batch_size", 16),
-                   *"--auxiliary --label_smooth 0.1 --lr_scheduler linear --drop_path_prob 0 --save".split(),
-                   tmp_path / "retrain")  # fmt: skip
-    check_retraining(trained)
-    result = here(evaluate, "--model_path", trained, "--data", tree, "--workers", 0, "--batch_size", 8)
-    assert result["images"] == NUM_TEST and result["genotype"] == (found / "genotype.txt").read_text().strip()
-    (line,) = history(trained)
+    here(search, *flags, *("--dataset", "imagenet", "--data", tree / "split", "--space_config", "imagenet"),
+         *("--batch_size", 12, "--dss_freq", 2, "--save", root / "search"))  # fmt: skip
+    here(retrain, *flags, *("--dataset", "imagenet", "--data", tree, "--arch", root / "search", "--batch_size", 16),
+         *"--auxiliary --label_smooth 0.1 --lr_scheduler linear --drop_path_prob 0 --save".split(),
+         root / "retrain")  # fmt: skip
+    return root
+
+
+def check_on_two_processes(tree: Path, folder: Path) -> None:
+    """Evaluated on two processes, the network of folder/retrain gives the numbers of one process."""
+    test = ("--data", tree, "--model_path", folder / "retrain", "--arch", folder / "search", "--batch_size", 5)
+    two = json.loads(two_processes("eval_imagenet.sh", *test, *SMALL.split(), "--json"))
+    one = here(evaluate, *test, *SMALL.split(), "--dataset", "imagenet")
+    assert two["images"] == one["images"] == NUM_TEST  # an odd number: 17 and 16, none twice
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert (two["top1"], two["top5"]) == pytest.approx((one["top1"], one["top5"]))
+    (line,) = history(folder / "retrain")
+    assert line["test_acc"] == pytest.approx(one["top1"])
+
+
+def test_from_the_split_to_the_test_alone(tree, alone):
+    check_search(alone / "search", steps=5)
+    check_retraining(alone / "retrain")
+    result = here(evaluate, "--model_path", alone / "retrain", "--data", tree, "--workers", 0, "--batch_size", 8)
+    assert result["images"] == NUM_TEST
+    assert result["genotype"] == (alone / "search/genotype.txt").read_text().strip()
+    (line,) = history(alone / "retrain")
     assert result["top1"] == pytest.approx(line["test_acc"])
     assert result["loss"] == pytest.approx(line["test_loss"], rel=1e-4)
 
 
+def test_evaluation_on_two_processes(tree, alone):
+    check_on_two_processes(tree, alone)
+
+
+@pytest.mark.long
 def test_from_the_split_to_the_test_on_two_processes(tree, tmp_path):
     flags = [*SMALL.split(), *RUN.split()]
     two_processes("search_imagenet.sh", "--data", tree / "split", *flags, *("--batch_size", 6, "--dss_freq", 2),
@@ -121,14 +146,7 @@ def test_from_the_split_to_the_test_on_two_processes(tree, tmp_path):
     two_processes("retrain_imagenet.sh", "--data", tree, *flags, *("--batch_size", 8, "--save", tmp_path / "retrain"),
                   *("--arch", tmp_path / "search"))  # fmt: skip
     check_retraining(tmp_path / "retrain")
-    test = ("--data", tree, "--model_path", tmp_path / "retrain", "--arch", tmp_path / "search", "--batch_size", 5)
-    two = json.loads(two_processes("eval_imagenet.sh", *test, *SMALL.split(), "--json"))
-    one = here(evaluate, *test, *SMALL.split(), "--dataset", "imagenet")
-    assert two["images"] == one["images"] == NUM_TEST  # an odd number: 17 and 16, none twice
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    assert (two["top1"], two["top5"]) == pytest.approx((one["top1"], one["top5"]))
-    (line,) = history(tmp_path / "retrain")
-    assert line["test_acc"] == pytest.approx(one["top1"])
+    check_on_two_processes(tree, tmp_path)
 
 
 # ---- what retraining on ImageNet consists of (ddsas.md, section 5) -------------------------------------------------

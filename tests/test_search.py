@@ -1,5 +1,6 @@
 """search.py: the loop against the published one, the second-order gradient, every flag, and runs that repeat."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -168,8 +169,13 @@ def test_every_flag_runs(pictures, tmp_path, flags):
 METHODS = ["--method ddsas --gumbel", "--method darts", "--method darts --unrolled", "--method gdas"]
 
 
-@pytest.mark.parametrize("space", ["static", "nasbench201 --layers 1 --dss_max_ops 8"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "space"),
+    [
+        pytest.param(method, space, marks=[pytest.mark.long] * ("unrolled" in method and space == "static"))
+        for method, space in itertools.product(METHODS, ["static", "nasbench201 --layers 1 --dss_max_ops 8"])
+    ],
+)
 def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method, space):
     """Interrupted in the middle of its second epoch and resumed, a run ends with the bytes of one that was not."""
     if "nasbench201" in space and "ddsas" not in method:
