@@ -5,6 +5,7 @@ The shell script mostly runs with the stand-in for Python of test_compare.py.
 
 import itertools
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -291,7 +292,16 @@ def test_a_known_difference_is_found_and_none_where_there_is_none(tmp_path, caps
     assert rows["darts"][-3] == "-2.00" and rows["pdarts"][-3] == "+0.00"
     larger, other = next(line for line in text.splitlines() if "than chance explains" in line).split(". Not so: ")
     assert "darts (-" in larger and "pdarts" not in larger and "pdarts (" in other and "8 random cells" in larger
-    assert "17 cells" in text and "1 more have begun" in text
+    assert "17 cells" in text and "1 more have begun" in text and "bandit" not in text
+    needed = next(line for line in text.splitlines() if line.startswith("cells for an error of 0.15: "))
+    spread = np.std([cell.test_acc for cell in study.kept(tmp_path / "out/data") if cell.method == "pdarts"], ddof=1)
+    assert f"pdarts {max(2, math.ceil((spread / 0.15) ** 2))}," in needed
+
+
+def test_the_bandit_against_random_subspaces(tmp_path, capsys):
+    means = {"ddsas": 90.0, "ddsas-random": 88.0, "random": 89.0}
+    text = draw(capsys, made_up_study(tmp_path / "study", means), "--out", tmp_path / "out")
+    assert "The bandit's subspaces against random ones: +2.00, p = 0.029" in text, "2 of the 70 splits of eight cells"
 
 
 def test_numbers_of_a_row(tmp_path, capsys):
