@@ -123,10 +123,12 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
         yield f"{last:.2f} %", f"looked-up test accuracy, rank {record.last('table_rank'):,.0f} among all"
     if record.genotype:
         size = visualize.IMAGENET if record.info["args"].get("dataset") == "imagenet" else visualize.CIFAR
+        channels, layers, _ = size = visualize.size_for(record.genotype, size)
         parameters, multiply_adds = visualize.cost(record.genotype, size)
-        yield f"{parameters:.2f} M", f"parameters at {size[0]} channels, {size[1]} layers"
+        layers_are, cell = ("cells a stage", "") if size == visualize.NASBENCH201 else ("layers", ", normal cell")
+        yield f"{parameters:.2f} M", f"parameters at {channels} channels, {layers} {layers_are}"
         yield f"{multiply_adds:.0f} M", "multiply-adds of an image"
-        yield str(genotypes.count_skips(record.genotype)), "skip connections, normal cell"
+        yield str(genotypes.count_skips(record.genotype)), f"skip connections{cell}"
     if not math.isnan(minutes := record.minutes):
         text = f"{60 * minutes:.0f} s" if minutes < 1.5 else f"{minutes:.0f} min" if minutes < 90 else ""
         yield text or f"{minutes / 60:.1f} h", "search time" if search else "training time"

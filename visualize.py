@@ -483,17 +483,21 @@ def heat_figure(values: dict[str, list[list[float]]], ops: list[str]) -> Figure:
 # ---- comparison of runs --------------------------------------------------------------------------------------------
 
 CIFAR, IMAGENET = (36, 20, False), (46, 14, True)  # channels, layers, ImageNet's network: those of the papers
+NASBENCH201 = (16, 5, False)  # layers are cells a stage
 NAMES = ("run", "space", "seed", "genotype")
 NUMBERS = {"skips": ("{:.0f}", None), "params M": ("{:.2f}", min), "madds M": ("{:.0f}", min)}  # format, better one
 NUMBERS |= {"search min": ("{:.1f}", min), "memory GB": ("{:.2f}", min)}
 NUMBERS |= {"valid %": ("{:.2f}", max), "test %": ("{:.2f}", max)}
 
 
+def size_for(genotype: Genotype, size: tuple[int, int, bool]) -> tuple[int, int, bool]:
+    """The size for a genotype of DARTS' space; an architecture of NAS-Bench-201 has one size only."""
+    return NASBENCH201 if isinstance(genotype, Architecture) else size
+
+
 def cost(genotype: Genotype, size: tuple[int, int, bool] = CIFAR) -> tuple[float, float]:
     """Parameters and multiply-adds, both in millions, of the discovered network, without auxiliary head."""
-    channels, layers, imagenet = size
-    if isinstance(genotype, Architecture):  # at the published size
-        channels, layers, imagenet = 16, 5, False
+    channels, layers, imagenet = size_for(genotype, size)
     classes, pixels = (1000, 224) if imagenet else (10, 32)
     with torch.device("meta"):
         network = model.network_for(imagenet, channels, classes, layers, False, genotype)

@@ -102,3 +102,13 @@ def test_without_dot_the_report_shows_the_rest(tmp_path, monkeypatch):
     utils.cli(visualize.main, visualize.get_parser(), [str(folder), "--all"])
     text = Page(folder).text
     assert "apt install graphviz" in text and "The subspace over time" in text
+
+
+def test_the_report_of_another_space_counts_its_network(tmp_path, monkeypatch):
+    text = "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+    folder = retrain_run(tmp_path / "run", genotypes.load(text))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    utils.cli(visualize.main, visualize.get_parser(), [str(folder), "--all"])
+    page = Page(folder).text
+    assert "parameters at 16 channels, 5 cells a stage" in page and "2skip connections" in page
+    assert "36 channels" not in page and "normal cell" not in page
