@@ -138,6 +138,27 @@ class Suicide:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class AfterCheckpoint:
+    """A fault: a signal as soon as the first checkpoint inside of epoch `epoch` (of all stages) is written.
+
+    A test that watches the folder from outside would miss that moment where the script is quick.
+    """
+
+    def __init__(self, epoch: int, number: int = signal.SIGKILL) -> None:
+        self.epoch, self.number = epoch, number
+
+    def __call__(self) -> None:
+        checkpoint = runs.RunFolder.checkpoint
+
+        def call(folder: runs.RunFolder, state: dict, *args, **kwargs) -> None:
+            checkpoint(folder, state, *args, **kwargs)
+            if state["epoch"] == self.epoch and state["step"] > 0:
+                self.epoch = -1
+                os.kill(os.getpid(), self.number)
+
+        runs.RunFolder.checkpoint = call
+
+
 @pytest.fixture
 def scripts(server, pictures, tmp_path) -> Scripts:
     return Scripts(server, pictures, tmp_path)
@@ -185,13 +206,6 @@ def assert_same(a: object, b: object, where: str) -> None:
             assert_same(*pair, f"{where} {index}")
     else:
         assert a == b, where
-
-
-def wait_for(condition: Callable[[], object], process: BaseProcess) -> None:
-    """Until the condition holds; fails if the process ends before."""
-    while not condition():
-        assert process.is_alive(), "ended too early"
-        time.sleep(0.005)
 
 
 # --- SIGKILL ----------------------------------------------------------------------------------------------------------
@@ -253,13 +267,10 @@ def test_killed_search_reads_the_same_images_from_disk(server, pictures, tmp_pat
 
 
 def test_killed_inside_a_later_stage(scripts, whole):
-    process = scripts.start("train_search.py", scripts.command("train_search.py", "killed"))
-    wait_for(lambda: history(scripts.find("killed")), process)  # the first stage has one epoch
-    checkpoint, state = scripts.find("killed") / "checkpoint.pt", {}
-    wait_for(lambda: state.update(runs.read_weights(checkpoint)) or state["epoch"] * state["step"] > 0, process)
-    process.kill()
-    process.join()
-    assert state["epoch"] == 1 and {len(names) for names in state["candidates"]["normal"]} == {5}
+    code = scripts.run("train_search.py", scripts.command("train_search.py", "killed"), AfterCheckpoint(epoch=1))
+    assert code == -signal.SIGKILL, scripts.output
+    state = runs.read_weights(scripts.find("killed") / "checkpoint.pt")
+    assert state["epoch"] == 1 and {len(names) for names in state["candidates"]["normal"]} == {5}  # a stage has one
     assert scripts.run("train_search.py", scripts.command("train_search.py", "killed")) == 0, scripts.output
     assert_same_runs(whole("train_search.py")[0], scripts.find("killed"))
 
@@ -277,12 +288,9 @@ def history(run: Path | None) -> list[dict]:
 def interrupted(server, pictures, tmp_path_factory) -> Path:
     """The run folder of a search that was killed in its second epoch."""
     scripts = Scripts(server, pictures, tmp_path_factory.mktemp("interrupted"))
-    process = scripts.start("search.py", scripts.command("search.py", "run"))
-    run = scripts.folder / "run"
-    wait_for(lambda: len(history(run)) == 1 and runs.read_weights(run / "checkpoint.pt")["epoch"] == 1, process)
-    process.kill()
-    process.join()
-    return run
+    code = scripts.run("search.py", scripts.command("search.py", "run"), AfterCheckpoint(epoch=1))
+    assert code == -signal.SIGKILL and len(history(scripts.find("run"))) == 1, scripts.output
+    return scripts.find("run")
 
 
 @pytest.fixture
@@ -358,12 +366,10 @@ def damage(path: Path) -> None:
     ],
 )
 def test_signal_ends_a_run_with_the_command_that_goes_on(scripts, whole, script, number, code):
-    process = scripts.start(script, scripts.command(script, "stopped run"))
-    wait_for(lambda: (run := scripts.find("stopped run")) and (run / "checkpoint.pt").exists(), process)
-    os.kill(process.pid, number)
-    process.join(60)
+    argv = scripts.command(script, "stopped run")
+    assert scripts.run(script, argv, AfterCheckpoint(0, number)) == code, scripts.output
     run, lines = scripts.find("stopped run"), scripts.output.splitlines()
-    assert process.exitcode == code and lines[-1] == f"python {script} --resume {shlex.quote(str(run))}"
+    assert lines[-1] == f"python {script} --resume {shlex.quote(str(run))}"
     assert "stopped by signal" in (run / "log.txt").read_text()
     if script == "search.py":  # once as a user would, by pasting the line
         command = [sys.executable, *shlex.split(lines[-1])[1:]]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer import event_file_writer
 
 import genotypes
 import nasbench201
@@ -141,6 +142,8 @@ def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path
         checkpoint(self, state, name)
 
     monkeypatch.setattr(runs.RunFolder, "checkpoint", die)
+    # files of one second and process are read in the order of their last number as text, in which 10 is before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for _ in range(2):
         with pytest.raises(Killed):
             run(search, pictures, tmp_path / "run")
