@@ -26,7 +26,7 @@ import genotypes
 import model_search
 import nasbench201
 from genotypes import CELL_TYPES, Space
-from model_search import Architecture, DynamicSpace
+from model_search import Architecture, DynamicSpace, gumbel
 
 Operations = tuple[dict[str, Tensor], dict[str, list[list[int]]] | None]  # weights and active operations, per cell type
 
@@ -63,10 +63,9 @@ class Method:
     straight_through = False  # add the weights of operations that are not active as numbers: see GDAS
     architecture: nn.Module  # alpha, and beta where there is one
 
-    def __init__(self, args: argparse.Namespace, space: Space, device: torch.device) -> None:
+    def __init__(self, args: argparse.Namespace, space: Space) -> None:
         self.args, self.space, self.cells = args, space, CELLS[space.cells]
-        # the same in every process; the meta device draws nothing
-        self.noise = None if device.type == "meta" else torch.Generator(device).manual_seed(args.seed)
+        self.noise = torch.Generator().manual_seed(args.seed)  # the same in every process and on every device
 
     def tau(self, epoch: int) -> float | None:
         """Temperature of the Gumbel-softmax, linear from tau_max to tau_min over the epochs; None: there is none."""
@@ -103,10 +102,10 @@ class Method:
         return {}
 
     def state_dict(self) -> dict:
-        return {} if self.noise is None else {"noise": self.noise.get_state()}
+        return {"noise": self.noise.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        if self.noise is not None and "noise" in state:  # earlier versions drew from the global generator
+        if "noise" in state:  # earlier versions drew from the global generator
             self.noise.set_state(state["noise"])
 
     def decreasing_tau(self, epoch: int) -> float:
@@ -120,8 +119,8 @@ class DDSAS(Method):
     The bandit is `DynamicSpace`, the weights are `Architecture.weights`.
     """
 
-    def __init__(self, args: argparse.Namespace, space: Space, device: torch.device) -> None:
-        super().__init__(args, space, device)
+    def __init__(self, args: argparse.Namespace, space: Space) -> None:
+        super().__init__(args, space)
         cells, primitives = self.cells, space.primitives
         self.architecture = Architecture(cells.num_edges, len(primitives), cells.types)
         self.subspace = DynamicSpace(
@@ -213,8 +212,8 @@ class DDSAS(Method):
 class DARTS(Method):
     """All operations at once, weighted with softmax(alpha) (Liu et al., ICLR 2019, equation 2)."""
 
-    def __init__(self, args: argparse.Namespace, space: Space, device: torch.device) -> None:
-        super().__init__(args, space, device)
+    def __init__(self, args: argparse.Namespace, space: Space) -> None:
+        super().__init__(args, space)
         shape = self.cells.num_edges, len(space.primitives)
         self.architecture = nn.ParameterDict({kind: 1e-3 * torch.randn(shape) for kind in self.cells.types})
 
@@ -246,7 +245,7 @@ class DARTS(Method):
 class GDAS(DARTS):
     """One operation an edge and forward pass (Dong and Yang, CVPR 2019, equations 3 to 5).
 
-    p = softmax((log_softmax(alpha) + g) / tau) with g = -log(E), E ~ Exp(1); k the largest; h = one_hot(k) - p.detach()
+    p = softmax((log_softmax(alpha) + g) / tau) with g from `gumbel`; k the largest; h = one_hot(k) - p.detach()
     + p. An edge computes h_k op_k(x), and adds the numbers h_j of its other operations: these are 0, and pass their
     gradient on. The architecture is DARTS'.
     """
@@ -259,9 +258,7 @@ class GDAS(DARTS):
     def operations(self, epoch: int | None) -> Operations:
         weights, active = {}, {}
         for kind, alpha in self.architecture.items():
-            g = torch.zeros_like(alpha)
-            if epoch is not None:
-                g = -torch.empty_like(alpha).exponential_(generator=self.noise).log()
+            g = torch.zeros_like(alpha) if epoch is None else gumbel(alpha, self.noise)
             h, k = nasbench201.gdas_weights(alpha, 1.0 if epoch is None else self.tau(epoch), g)
             weights[kind], active[kind] = h, [[op] for op in k.tolist()]
         return weights, active

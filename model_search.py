@@ -250,16 +250,15 @@ class Architecture(nn.Module):
 
         With p the softmax of alpha over the active operations A of an edge and zeta = sigmoid(beta), `simple` is
         w = p * zeta, `all` is w = p * prod over A of zeta * prod over the others of (1 - zeta). ``norm`` divides by the
-        edge's sum. ``tau`` is the temperature of the Gumbel softmax (Jang et al., ICLR 2017), None for the plain one;
-        its numbers come from the generator ``noise``.
+        edge's sum. ``tau`` is the temperature of the Gumbel softmax (Jang et al., ICLR 2017), None for the plain one:
+        alpha becomes (log softmax(alpha) + g) / tau, with g from the generator ``noise``.
         """
         betas = self.betas()
         weights = {}
         for kind, alpha in self.alphas().items():
             mask = self.mask(kind, None if active is None else active[kind])
-            if tau is not None:  # (log softmax(alpha) + g) / tau with g = -log(E), E ~ Exp(1)
-                g = -torch.empty_like(alpha).exponential_(generator=noise).log()
-                alpha = (F.log_softmax(alpha, dim=-1) + g) / tau
+            if tau is not None:
+                alpha = (F.log_softmax(alpha, dim=-1) + gumbel(alpha, noise)) / tau
             p = masked_softmax(alpha, mask)
             zeta = torch.sigmoid(betas[kind])
             if saliency_type == "simple":
@@ -280,6 +279,12 @@ class Architecture(nn.Module):
             mask = active_mask(alpha, active)
             self._masks[kind] = None if active is None else [list(ops) for ops in active], mask
         return mask
+
+
+def gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """g = -log(E), E ~ Exp(1), as many as ``like`` and on its device; drawn on the CPU: the same on every device."""
+    numbers = torch.empty(like.shape, dtype=like.dtype).exponential_(generator=generator)
+    return to_device(-numbers.log(), like.device)
 
 
 def active_mask(like: Tensor, active: list[list[int]] | None) -> Tensor:

@@ -109,7 +109,7 @@ class Search(BilevelSearch):
         if space.cells == "nasbench201" and stem != "cifar":
             raise UserError(f"--space_config nasbench201 is for small images, {info.image_size} pixels are too many")
         network = CELLS[space.cells].supernet(args.init_channels, info.num_classes, args.layers, space.primitives, stem)
-        self.method = METHODS[args.method](args, space, device)
+        self.method = METHODS[args.method](args, space)
         network.straight_through = self.method.straight_through
         self.take(network, self.method.architecture, args.method == "darts")
 

@@ -17,6 +17,7 @@ from torch import nn
 
 import data
 import engine
+import model_search
 import predict
 import retrain
 import search
@@ -60,6 +61,16 @@ def test_other_searches_do_not_wait_either(flags):
     training.valid = loader = first_steps(training, 1)
     training.rehearse(loader)
     assert training.step == 2
+
+
+def test_draws_of_the_architecture_are_the_same_on_every_device():
+    """And so a checkpoint of one device is resumed on another."""
+    drawn = []
+    for device in (torch.device("cpu"), META):
+        generator = torch.Generator().manual_seed(5)
+        assert model_search.gumbel(torch.empty(14, 8, device=device), generator).device == device
+        drawn.append(generator.get_state())
+    assert drawn[0].equal(drawn[1])
 
 
 @pytest.mark.parametrize("flags", ["--dss_freq 1", "--method gdas"])

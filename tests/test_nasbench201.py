@@ -190,7 +190,7 @@ def cases(name: str) -> list[dict]:
 
 def method(name: str, text: str = "") -> methods.Method:
     args = utils.parse(search.get_parser(), f"--method {name} {text}".split())
-    return methods.METHODS[name](args, genotypes.SPACES[args.space_config], torch.device("cpu"))
+    return methods.METHODS[name](args, genotypes.SPACES[args.space_config])
 
 
 def test_darts_architecture_here_and_genotype_in_its_own_space():
