@@ -1,8 +1,8 @@
 """Figure 1: how far the architecture still moves, and how well it does, over the epochs of searches in NAS-Bench-201.
 
-    python -m figure.figure1 logs/compare_nasbench201      # keeps what the figure needs in figure/data, then draws it
-    python -m figure.figure1 RUN RUN ... --out FOLDER      # the same with FOLDER instead of figure/
-    python -m figure.figure1                               # draws what is kept
+    python -m figure.figure1 logs/compare_nasbench201      # its runs; figure, table and small data are written there
+    python -m figure.figure1 RUN RUN ... --out FOLDER      # these runs; written to FOLDER
+    python -m figure.figure1                               # this repository's, from figure/data
 
 (a) is the cosine distance of the one-hot codes of consecutive architectures (DDSAS, figure 1a): the share of the six
 edges whose operation changed. (b) is the accuracy on CIFAR-10 that the current architecture reaches when it is trained
@@ -37,13 +37,15 @@ STYLES = {  # in the order of the legend; random search trains nothing and is a 
 METHODS = [*STYLES, "random"]
 LAST = 10  # epochs over which the table averages the distance
 WINDOW = 5  # epochs over which the figure averages it, in searches of at least 4 * WINDOW epochs
-EVERY = "every architecture"
+RESAMPLES = 100_000  # means of random architectures
+DRAWS = 4  # of random architectures, of which the notes tell the best
 
 
 @dataclass
 class Search:
     """What is kept of one search: a genotype for each epoch, accuracies and ranks if they were looked up."""
 
+    method: str
     seed: int
     minutes: float
     genotypes: list[str]
@@ -58,22 +60,31 @@ class Search:
 
 @dataclass
 class Space:
-    """Accuracies of all architectures: how many, mean, standard deviation, extremes, the 5th and 95th percentile."""
+    """Accuracies (percent) of all architectures, or of some: what one finds who draws at random among them."""
 
+    name: str
     count: int
     mean: float
     std: float
-    worst: float
-    best: float
-    low: float
-    high: float
+    rank: float  # the mean
+    best_drawn: float  # the expected best of DRAWS draws
+    quantiles: list[float]  # at equal distances from 0 to 100 %
+
+    def quantile(self, percent: float | np.ndarray) -> float | np.ndarray:
+        """The accuracy below which so many percent lie."""
+        return np.interp(percent, np.linspace(0, 100, len(self.quantiles)), self.quantiles)
+
+    def chance(self, accuracies: list[float]) -> float:
+        """How often the mean of as many random cells is as high; of RESAMPLES such means, drawn with a fixed seed."""
+        drawn = self.quantile(np.random.default_rng(0).uniform(0, 100, (RESAMPLES, len(accuracies))))
+        return float((drawn.mean(1) >= np.mean(accuracies)).mean())
 
 
 # ---- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def collect(folders: list[Path]) -> tuple[dict[str, list[Search]], Space | None]:
-    """The searches of the run folders, by method and ordered by seed; the space if there is a table."""
+def collect(folders: list[Path]) -> tuple[dict[str, list[Search]], list[Space]]:
+    """The searches of the run folders, by method and ordered by seed; the spaces if there is a table."""
     runs = [(path, json.loads((path / "args.json").read_text())["args"]) for path in run_folders(folders)]
     tables = {args.get("table") for _, args in runs}
     if len(tables) > 1:
@@ -84,8 +95,8 @@ def collect(folders: list[Path]) -> tuple[dict[str, list[Search]], Space | None]
         method = "ddsas-random" if args["method"] == "ddsas" and args["rdss_prob"] == 1 else args["method"]
         if any(search.seed == args["seed"] for search in found.get(method, [])):
             raise utils.UserError(f"{path}: a second run of {method} with seed {args['seed']}: give one of the two")
-        found.setdefault(method, []).append(read_run(path, args["seed"], table))
-    return {method: found[method] for method in METHODS if method in found}, summary(table)
+        found.setdefault(method, []).append(read_run(path, method, args["seed"], table))
+    return {method: found[method] for method in METHODS if method in found}, spaces_of(table)
 
 
 def run_folders(folders: list[Path]) -> list[Path]:
@@ -100,7 +111,7 @@ def run_folders(folders: list[Path]) -> list[Path]:
     return found
 
 
-def read_run(path: Path, seed: int, table: nasbench201.Table | None) -> Search:
+def read_run(path: Path, method: str, seed: int, table: nasbench201.Table | None) -> Search:
     """What the figure needs of a run. What the search did not look up itself is looked up now."""
     lines = read_lines(path / "history.jsonl")
     seconds = [line["seconds"] for line in read_lines(path / "timing.jsonl")]
@@ -114,7 +125,7 @@ def read_run(path: Path, seed: int, table: nasbench201.Table | None) -> Search:
         accuracies, ranks = [table.accuracy(one) for one in found], [table.rank(one)[0] for one in found]
     known = None not in accuracies
     minutes = round(sum(seconds) / 60, 2)
-    return Search(seed, minutes, list(map(str, found)), accuracies if known else None, ranks if known else None)
+    return Search(method, seed, minutes, list(map(str, found)), accuracies if known else None, ranks if known else None)
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -125,13 +136,23 @@ def read_lines(path: Path) -> list[dict]:
         raise utils.UserError(f"{path}: damaged ({error})") from None
 
 
-def summary(table: nasbench201.Table | None) -> Space | None:
-    """The spread of a table of all architectures."""
+def spaces_of(table: nasbench201.Table | None) -> list[Space]:
+    """All architectures and those without `none`, among which DDSAS chooses; nothing without a whole table."""
     if table is None or len(table) != nasbench201.SIZE:
-        return None
-    every = np.array([table.accuracy(nasbench201.Architecture(ops)) for ops in all_operations()])
-    numbers = every.mean(), every.std(), every.min(), every.max(), *np.percentile(every, [5, 95])
-    return Space(len(every), *(round(float(number), 4) for number in numbers))
+        return []
+    every = list(map(nasbench201.Architecture, all_operations()))
+    parts = {"every architecture": every, "those without none": [one for one in every if "none" not in one.ops]}
+    return [space_of(name, part, table) for name, part in parts.items()]
+
+
+def space_of(name: str, part: list[nasbench201.Architecture], table: nasbench201.Table) -> Space:
+    """The spread of these architectures' accuracies."""
+    values = np.sort([table.accuracy(one) for one in part])
+    # the k-th smallest of n is the best of so many draws with probability (k / n)^draws - ((k - 1) / n)^draws
+    best_drawn = values @ np.diff(np.linspace(0, 1, len(values) + 1) ** DRAWS)
+    numbers = [values.mean(), values.std(), np.mean([table.rank(one)[0] for one in part]), best_drawn]
+    quantiles = np.quantile(values, np.linspace(0, 1, 401)).round(2).tolist()
+    return Space(name, len(values), *(round(float(number), 4) for number in numbers), quantiles)
 
 
 def all_operations() -> list[tuple[str, ...]]:
@@ -140,36 +161,53 @@ def all_operations() -> list[tuple[str, ...]]:
     return [tuple(nasbench201.PRIMITIVES[i] for i in index) for index in indices]
 
 
-def keep(found: dict[str, list[Search]], space: Space | None, folder: Path) -> None:
-    """Write FOLDER/METHOD.jsonl, a line for each seed, and FOLDER/space.jsonl; files of other methods stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content: dict[str, list] = found | ({"space": [space]} if space else {})
-    for name, lines in content.items():
-        text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-        write_whole(folder / f"{name}.jsonl", text)
+def keep(found: dict[str, list[Search]], spaces: list[Space], folder: Path) -> None:
+    """Write FOLDER/figure1.jsonl, a line for each search, and FOLDER/space.jsonl, one for each space."""
+    write_lines(folder / "figure1.jsonl", [search for searches in found.values() for search in searches])
+    write_lines(folder / "space.jsonl", spaces)
 
 
-def kept(folder: Path) -> tuple[dict[str, list[Search]], Space | None]:
+def kept(folder: Path) -> tuple[dict[str, list[Search]], list[Space]]:
     """What `keep` wrote."""
-    found = {}
-    try:
-        for method in METHODS:
-            if lines := read_lines(folder / f"{method}.jsonl"):
-                found[method] = [Search(**line) for line in lines]
-        spaces = [Space(**line) for line in read_lines(folder / "space.jsonl")]
-    except TypeError as error:
-        raise utils.UserError(f"{folder}: not written by this script ({error}): draw it anew from the runs") from None
-    if not found:
+    searches, spaces = kept_lines(folder / "figure1.jsonl", Search), kept_lines(folder / "space.jsonl", Space)
+    if not searches:
         raise utils.UserError(f"nothing kept in {folder}: give the runs (bash shell/compare_nasbench201.sh makes them)")
-    return found, spaces[0] if spaces else None
+    return by_method(searches), spaces
+
+
+def write_lines(path: Path, objects: list) -> None:
+    """Write dataclass objects, a line of JSON for each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(asdict(one)) + "\n" for one in objects))
+
+
+def kept_lines(path: Path, kind: type) -> list:
+    """The objects of a dataclass that `write_lines` wrote; none if the file is not there."""
+    try:
+        return [kind(**line) for line in read_lines(path)]
+    except TypeError as error:
+        raise utils.UserError(f"{path}: not written by this script ({error}): draw it anew from the runs") from None
+
+
+def by_method(found: list) -> dict[str, list]:
+    """Searches, or other things that have a method, of each method in their order."""
+    return {method: list(group) for method, group in itertools.groupby(found, key=lambda one: one.method)}
+
+
+def place(runs: list[Path], out: Path | None) -> Path:
+    """Where figure and data are written: --out, or the one folder that is given, or figure/ without any."""
+    if out is None and len(runs) > 1:
+        raise utils.UserError("--out FOLDER is missing: where figure, table and data of several folders are written")
+    return out or (runs[0] if runs else FOLDER)
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def markdown(found: dict[str, list[Search]], space: Space | None) -> str:
-    """A row for each method: the same numbers whenever the same searches are run."""
-    rows = [["method", "seeds", "epochs", "final accuracy %", "best seed", "worst seed", "mean rank", "distance"]]
+def markdown(found: dict[str, list[Search]], spaces: list[Space]) -> str:
+    """A row for each method and space: the same numbers whenever the same searches are run."""
+    rows = [["method", "seeds", "epochs", "final accuracy %", "best seed", "worst seed", "mean rank"]]
+    rows[0] += ["by chance %", "distance"]
     for method, searches in found.items():
         epochs = [len(search.genotypes) for search in searches]
         row = [method, str(len(searches)), "–" if method == "random" else "–".join(map(str, sorted(set(epochs))))]
@@ -180,12 +218,14 @@ def markdown(found: dict[str, list[Search]], space: Space | None) -> str:
             row.append(f"{np.mean([search.table_rank[-1] for search in searches]):,.0f}")
         else:
             row += ["–"] * 4
+        reference = spaces[1 if method.startswith("ddsas") else 0] if spaces else None
+        row.append(f"{100 * reference.chance(accuracies):.1f}" if reference and accuracies else "–")
         last = [search.distances()[-LAST:].mean() for search in searches if len(search.genotypes) > 1]
         rows.append([*row, f"{np.mean(last):.3f}" if last else "–"])
-    if space:
-        accuracy = f"{space.mean:.2f} ± {space.std:.2f}"
-        middle = f"{(space.count + 1) / 2:,.0f}"
-        rows.append([EVERY, f"{space.count:,}", "–", accuracy, f"{space.best:.2f}", f"{space.worst:.2f}", middle, "–"])
+    for space in spaces:
+        row = [space.name, f"{space.count:,}", "–", f"{space.mean:.2f} ± {space.std:.2f}"]
+        ends = [f"{space.quantile(percent):.2f}" for percent in (100, 0)]
+        rows.append([*row, *ends, f"{space.rank:,.0f}", "–", "–"])
     return markdown_table(rows)
 
 
@@ -199,15 +239,21 @@ def markdown_table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in aligned)
 
 
-def notes(found: dict[str, list[Search]]) -> str:
+def notes(found: dict[str, list[Search]], spaces: list[Space]) -> str:
     """What stands below the table; minutes are no part of it, since they differ each time."""
-    minutes = [
-        f"{method} {np.mean([search.minutes for search in searches]):.1f}"
+    minutes = [  # the median: whatever else the machine did during one of them
+        f"{method} {np.median([search.minutes for search in searches]):.1f}"
         for method, searches in found.items()
         if method != "random"
     ]
-    text = f"distance: of consecutive architectures, mean over the last {LAST} epochs\n"
+    text = f"± is the standard deviation; distance: of consecutive architectures, mean over the last {LAST} epochs\n"
     text += f"minutes per search: {', '.join(minutes)}\n" if minutes else ""
+    if spaces:
+        text += (
+            "by chance: how often the mean of as many random cells is as high; of ddsas' without none, as its own are\n"
+        )
+        drawn = [f"{space.best_drawn:.2f} ({space.name})" for space in spaces]
+        text += f"the best of {DRAWS} drawn at random, on average: {', '.join(drawn)}\n"
     looked_up = all(search.table_acc for searches in found.values() for search in searches)
     return text + ("accuracies: looked up, CIFAR-10" if looked_up else nasbench201.NO_TABLE)
 
@@ -215,7 +261,7 @@ def notes(found: dict[str, list[Search]]) -> str:
 # ---- the figure -----------------------------------------------------------------------------------------------------
 
 
-def draw(found: dict[str, list[Search]], space: Space | None) -> Figure:
+def draw(found: dict[str, list[Search]], spaces: list[Space]) -> Figure:
     """Panel (a), and (b) where all accuracies are known."""
     curves = {method: searches for method, searches in found.items() if method in STYLES}
     looked_up = all(search.table_acc for searches in found.values() for search in searches)
@@ -241,7 +287,7 @@ def draw(found: dict[str, list[Search]], space: Space | None) -> Figure:
         axes[1].set_yscale("function", functions=(by_error, lambda values: 100 - np.exp(-values)))
         axes[1].set_ylabel("scale: logarithm of the error")
         axes[1].set_yticks([10, 50, 70, 80, 85, 90, 92, 94])
-        random_line(axes[1], found.get("random", []), space)
+        random_lines(axes[1], found.get("random", []), spaces)
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.set_xlim(0, max(lengths.values(), default=1) + 1)
@@ -269,17 +315,21 @@ def line(axis, epochs: np.ndarray, values: np.ndarray, method: str, label: str) 
     axis.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.13, linewidth=0)
 
 
-def random_line(axis, drawn: list[Search], space: Space | None) -> None:
-    """What one random architecture reaches: mean and middle 90 % of all, or mean and extremes of those drawn."""
-    if space:
-        mean, low, high, label = space.mean, space.low, space.high, "random: mean and middle 90 % of all"
+def random_lines(axis, drawn: list[Search], spaces: list[Space]) -> None:
+    """What one random architecture reaches: the mean in each space, the middle 90 % of all; or of those drawn."""
+    style = {"color": visualize.MUTED, "linewidth": 1, "zorder": 0}
+    if spaces:
+        every, without_none = spaces
+        mean, low, high = every.mean, every.quantile(5), every.quantile(95)
+        label = "random: mean and middle 90 % of all"
+        axis.axhline(without_none.mean, linestyle=(0, (1, 2)), label="random without none: mean", **style)
     elif drawn:
         accuracies = [search.table_acc[-1] for search in drawn]
         mean, low, high = np.mean(accuracies), min(accuracies), max(accuracies)
         label = f"random: mean and extremes of {len(drawn)}"
     else:
         return
-    axis.axhline(mean, color=visualize.MUTED, linewidth=1, linestyle=(0, (6, 2)), label=label, zorder=0)
+    axis.axhline(mean, linestyle=(0, (6, 2)), label=label, **style)
     axis.axhspan(low, high, color=visualize.MUTED, alpha=0.09, linewidth=0, zorder=0)
 
 
@@ -288,23 +338,25 @@ def random_line(axis, drawn: list[Search], space: Space | None) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Keep what the runs tell if some are given, print the table, draw the figure."""
+    out = place(args.runs, args.out)
     if args.runs:
-        keep(*collect(args.runs), args.out / "data")
-    found, space = kept(args.out / "data")
-    print(f"{markdown(found, space)}\n\n{notes(found)}")
+        keep(*collect(args.runs), out / "data")
+    found, spaces = kept(out / "data")
+    print(f"{markdown(found, spaces)}\n\n{notes(found, spaces)}")
     if not any(len(search.genotypes) > 1 or search.table_acc for name in STYLES for search in found.get(name, [])):
         print("no figure: a search of two epochs, or a table, is needed for one")
         return
     with matplotlib.rc_context(visualize.RC):
-        visualize.save_figure(draw(found, space), args.out / "figure1")
-    print(f"figure: {args.out / 'figure1.png'} and .svg; lines are means over seeds, bands their extremes")
+        visualize.save_figure(draw(found, spaces), out / "figure1")
+    print(f"figure: {out / 'figure1.png'} and .svg; lines are means over seeds, bands their extremes")
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(__doc__)
     text = "run folders of search.py --space_config nasbench201, or folders of them"
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help=text)
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="of figure1.svg, figure1.png and data/")
+    text = "of figure1.svg, figure1.png and data/; default: the one folder that is given, figure/ without any"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
     return parser
 
 

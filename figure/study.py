@@ -1,8 +1,8 @@
 """The study of shell/study.sh: how well the cells of each method train, against random cells.
 
-    python -m figure.study logs/study                 # keeps what the table needs in figure/data, then prints and draws
-    python -m figure.study logs/study --out FOLDER    # the same with FOLDER instead of figure/
-    python -m figure.study                            # what is kept
+    python -m figure.study logs/study                 # its cells; figure, table and small data are written there
+    python -m figure.study logs/study --out FOLDER    # written to FOLDER
+    python -m figure.study                            # this repository's, from figure/data
 
 Cells whose retraining has finished are taken, so a study can be looked at while it runs. The accuracy is that of the
 last epoch, not of the best, which would be chosen by the test images. Printed: a table of the methods in Markdown, and
@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -27,8 +26,7 @@ import genotypes
 import model
 import utils
 import visualize
-from figure.figure1 import FOLDER, markdown_table, read_lines
-from runs import write_whole
+from figure.figure1 import by_method, kept_lines, markdown_table, place, read_lines, write_lines
 
 COLORS = {  # the methods of the study in the order of the rows; what is none of them is a cell of genotypes.py
     "ddsas": "#0072b2",
@@ -112,26 +110,12 @@ def in_order(cells: list[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda cell: (places.get(cell.method, len(COLORS)), cell.method, cell.seed))
 
 
-def keep(cells: list[Cell], folder: Path) -> None:
-    """Write FOLDER/study.jsonl, a line for each cell."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "study.jsonl", "".join(json.dumps(asdict(cell)) + "\n" for cell in cells))
-
-
 def kept(folder: Path) -> list[Cell]:
-    """What `keep` wrote."""
-    try:
-        cells = [Cell(**line) for line in read_lines(folder / "study.jsonl")]
-    except TypeError as error:
-        raise utils.UserError(f"{folder}: not written by this script ({error}): draw it anew from the runs") from None
+    """The cells that FOLDER/study.jsonl keeps, a line for each."""
+    cells = kept_lines(folder / "study.jsonl", Cell)
     if not cells:
         raise utils.UserError(f"nothing kept in {folder}: give the folder of bash shell/study.sh, with a finished cell")
     return cells
-
-
-def by_method(cells: list[Cell]) -> dict[str, list[Cell]]:
-    """The cells of each method, in their order."""
-    return {method: list(group) for method, group in itertools.groupby(cells, key=lambda cell: cell.method)}
 
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
@@ -286,22 +270,24 @@ def draw(found: dict[str, list[Cell]]) -> Figure:
 
 def main(args: argparse.Namespace) -> None:
     """Keep what a study tells if its folder is given, print the table, draw the figure."""
-    unfinished = 0
+    unfinished, out = 0, place([args.study] if args.study else [], args.out)
     if args.study:
         cells, unfinished = collect(args.study)
-        if cells:
-            keep(cells, args.out / "data")
-    found = by_method(kept(args.out / "data"))
+        if not cells:
+            raise utils.UserError(f"{args.study}: no finished cell; expected the folder of bash shell/study.sh")
+        write_lines(out / "data/study.jsonl", cells)
+    found = by_method(kept(out / "data"))
     print(f"{markdown(found)}\n\n{sentence(found)}\n\n{notes(found, unfinished)}")
     with matplotlib.rc_context(visualize.RC):
-        visualize.save_figure(draw(found), args.out / "study")
-    print(f"figure: {args.out / 'study.png'} and .svg")
+        visualize.save_figure(draw(found), out / "study")
+    print(f"figure: {out / 'study.png'} and .svg")
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = utils.Parser(__doc__)
     parser.add_argument("study", nargs="?", type=Path, metavar="FOLDER", help="--out of shell/study.sh")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="of study.svg, study.png and data/")
+    text = "of study.svg, study.png and data/; default: FOLDER, figure/ without one"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
     return parser
 
 

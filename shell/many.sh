@@ -1,15 +1,17 @@
 # Sourced by compare_nasbench201.sh and study.sh, which make the commands of many trainings: what both have in common.
 
 # many_arguments SCRIPT NUMBERS TEXTS CHOSEN "$@" reads the script's arguments. It sets a variable for each name in
-# NUMBERS and TEXTS that is given as --NAME VALUE, also seeds (as first-last), jobs and out; list with --list; more, the
-# flags for Python. Flags in CHOSEN are refused, the script has its own. Errors are one line, exit code 2.
+# NUMBERS and TEXTS that is given as --NAME VALUE or --NAME=VALUE, also seeds (as first-last), jobs and out; list with
+# --list; more, the flags for Python. Flags in CHOSEN are refused, the script has its own. Errors are one line, exit code
+# 2.
 many_arguments() {
     local script=$1 numbers="seeds $2 jobs" texts="$3 out" chosen=$4 name got='' wrong=''
     local number='^[1-9][0-9]{0,5}$' range='^[0-9]{1,6}-[0-9]{1,6}$'
     shift 4
     list='' more=()
     while [ $# -gt 0 ]; do
-        name=${1#--}
+        name=${1#--} name=${name%%=*}
+        if [[ $1 = --*=* && " $numbers $texts " = *" $name "* ]]; then set -- "--$name" "${1#*=}" "${@:2}"; fi
         if [ "$1" = --list ]; then
             list=yes
             shift
@@ -31,6 +33,7 @@ many_arguments() {
     done
     [ -z "$wrong" ] || { echo "$script: expected numbers, --seeds 4 or 10-13; got$got" >&2; exit 2; }
     case $seeds in *-*) ;; *) seeds=0-$((seeds - 1)) ;; esac
+    [ "${seeds%-*}" -le "${seeds#*-}" ] || { echo "$script: --seeds $seeds: expected the smaller first" >&2; exit 2; }
 }
 
 # many_command FOLDER SCRIPT ARGUMENTS... (see run_once.sh) as a line for bash in the project's folder. One thread: jobs

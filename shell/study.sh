@@ -18,7 +18,7 @@ stage=$((search_epochs / 3)) # epochs of each of P-DARTS' three stages
 
 own() { # script and flags of a method's search, no script for a cell that is known
     script=search.py
-    local ddsas=(--method ddsas --dss_max_ops 28 --dss_freq 6 --confidence 1.44) # 13 subspaces an epoch, as published
+    local ddsas=(--method ddsas --dss_max_ops 28 --dss_freq 6 --confidence 1.44) # 14 subspaces an epoch, as published
     case $1 in
         ddsas) own=("${ddsas[@]}" --space_config static) ;;
         ddsas-shrink) own=("${ddsas[@]}" --space_config shrink --scale_space) ;;

@@ -150,9 +150,7 @@ def test_a_signal_reaches_every_search_and_no_more_are_begun(work, sent, to_all,
 
 def test_list_prints_commands_that_search_py_takes(work):
     out = work.folder / "two words"
-    result = work.run(
-        "compare_nasbench201.sh", "--seeds", "3-4", "--epochs", 7, "--list", "--out", out, "--note", "a b"
-    )
+    result = work.run("compare_nasbench201.sh", "--seeds", "3-4", "--epochs=7", "--list", "--out", out, "--note", "a b")
     lines = [shlex.split(line) for line in result.stdout.splitlines()]
     assert result.returncode == 0 and not work.called() and not out.exists()
     assert [Path(line[3]).name for line in lines] == [
@@ -198,6 +196,8 @@ def test_compare_runs_what_is_not_finished_and_draws_what_is(work):
         (["--epochs"], "needs a value"),
         (["--jobs", "0"], "--jobs 0"),
         (["--seed", "3"], "--seed is chosen here"),
+        (["--seeds=3-2"], "--seeds 3-2: expected the smaller first"),
+        (["--epochs=x"], "--epochs x"),
     ],
 )
 def test_compare_refuses_in_one_line(work, arguments, word):
@@ -244,7 +244,7 @@ def test_a_comparison_prints_its_table_and_draws_its_figure(work, pictures, tabl
     arguments = real(work, pictures, table, "out", seeds=1, epochs=2)
     result = work.run("compare_nasbench201.sh", *arguments, METHODS="darts random")
     assert result.returncode == 0, result.stderr
-    assert [line.split()[1] for line in table_of(result.stdout)[2:]] == ["darts", "random", "every"]
+    assert [line.split()[1] for line in table_of(result.stdout)[2:]] == ["darts", "random", "every", "those"]
     assert {path.name for path in (work.folder / "out").iterdir()} >= {"figure1.png", "figure1.svg", "data"}
 
 
@@ -258,7 +258,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(work, pictures, ta
     process.communicate()
     again = work.run("compare_nasbench201.sh", *arguments)
     assert again.returncode == 0 and "resumed" in again.stdout
-    assert table_of(again.stdout) == table_of(whole.stdout) and len(table_of(whole.stdout)) == 8
+    assert table_of(again.stdout) == table_of(whole.stdout) and len(table_of(whole.stdout)) == 9
 
 
 # ---- figure1 --------------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def make_runs(folder: Path, looked_up: bool) -> Path:
 
 
 def test_distance_is_the_share_of_edges_that_changed():
-    search = figure1.Search(0, 1.0, [str(CONVS), str(MIXED), str(SKIPS), str(SKIPS)], None, None)
+    search = figure1.Search("darts", 0, 1.0, [str(CONVS), str(MIXED), str(SKIPS), str(SKIPS)], None, None)
     np.testing.assert_allclose(search.distances(), [2 / 6, 4 / 6, 0])
 
 
@@ -309,9 +309,9 @@ def test_figure1_with_accuracies_has_both_panels_and_keeps_what_it_draws(tmp_pat
     draw(tmp_path / "runs", "--out", tmp_path / "out")
     first = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table_of(first)]
-    assert rows[2] == ["ddsas", "2", "3", "60.00 ± 0.00", "60.00", "60.00", "940", "0.167"]
-    assert rows[3] == ["ddsas-random", "2", "3", "60.00 ± 0.00", "60.00", "60.00", "940", "0.833"]
-    assert rows[4] == ["random", "2", "–", "82.00 ± 2.83", "84.00", "80.00", "918", "–"]
+    assert rows[2] == ["ddsas", "2", "3", "60.00 ± 0.00", "60.00", "60.00", "940", "–", "0.167"]
+    assert rows[3] == ["ddsas-random", "2", "3", "60.00 ± 0.00", "60.00", "60.00", "940", "–", "0.833"]
+    assert rows[4] == ["random", "2", "–", "82.00 ± 2.83", "84.00", "80.00", "918", "–", "–"]
     assert "ddsas 1.5, ddsas-random 1.5" in first
     figure = figure1.draw(*figure1.kept(tmp_path / "out/data"))
     assert [line.get_xdata().tolist() for line in figure.axes[0].lines] == [[2, 3]] * 2
@@ -333,10 +333,39 @@ def test_figure1_looks_up_what_the_searches_did_not(tmp_path, monkeypatch, table
     accuracies = nasbench201.load_table(table)
     monkeypatch.setattr(nasbench201, "load_table", lambda path=None: accuracies)
     make_runs(tmp_path / "runs", looked_up=False)
-    found, space = figure1.collect([tmp_path / "runs"])
+    found, (space, without_none) = figure1.collect([tmp_path / "runs"])
     assert found["ddsas"][0].table_acc == [accuracies.accuracy(one) for one in (CONVS, MIXED, MIXED)]
-    assert space.count == 15625 and space.worst < space.low < space.mean < space.high < space.best
-    assert set(figure1.draw(found, space).axes[1].lines[2].get_ydata()) == {space.mean}
+    assert space.count == 15625 and without_none.count == 4096
+    lines = figure1.draw(found, [space, without_none]).axes[1].lines
+    assert [set(line.get_ydata()) for line in lines[2:]] == [{without_none.mean}, {space.mean}]
+
+
+def test_spaces_that_random_cells_are_drawn_from(table):
+    """Against counting by hand: all cells, and those without none, among which DDSAS chooses."""
+    accuracies = nasbench201.load_table(table)
+    for space, primitives in zip(figure1.spaces_of(accuracies), (5, 4), strict=True):
+        cells = map(nasbench201.Architecture, itertools.product(nasbench201.PRIMITIVES[-primitives:], repeat=6))
+        values = np.array([accuracies.accuracy(cell) for cell in cells])
+        assert space.count == len(values) == primitives**6
+        assert (space.mean, space.std) == pytest.approx((values.mean(), values.std()), abs=1e-4)
+        for percent in (0, 50, 95, 100):
+            assert space.quantile(percent) == pytest.approx(np.percentile(values, percent), abs=0.005)
+        drawn = np.random.default_rng(0).choice(values, (100_000, figure1.DRAWS))
+        assert space.best_drawn == pytest.approx(drawn.max(1).mean(), abs=0.01 * values.std())
+        bound = values.mean() + 0.7 * values.std()
+        assert space.chance([bound] * 4) == pytest.approx((drawn.mean(1) >= bound).mean(), abs=0.01)
+    assert nasbench201.PRIMITIVES[0] == "none"
+
+
+def test_figure1_is_written_where_the_runs_are_and_never_over_the_repository_s(tmp_path, no_table):
+    runs = make_runs(tmp_path / "runs", looked_up=True)
+    before = [(path, path.stat().st_mtime_ns) for path in figure1.FOLDER.rglob("*")]
+    draw(runs)
+    assert {path.name for path in (runs / "data").iterdir()} == {"figure1.jsonl", "space.jsonl"}
+    assert (runs / "figure1.png").is_file()
+    with pytest.raises(utils.UserError, match="--out FOLDER is missing"):
+        draw(runs / "a0", runs / "b0")
+    assert [(path, path.stat().st_mtime_ns) for path in figure1.FOLDER.rglob("*")] == before
 
 
 def test_figure1_refuses_in_one_line(tmp_path, no_table):

@@ -278,7 +278,7 @@ def made_up_cell(folder: Path, method: str, seed: int, accuracy: float, **other:
 
 def draw(capsys, *arguments: object) -> str:
     study.main(study.get_parser().parse_args([str(argument) for argument in arguments]))
-    return capsys.readouterr().out
+    return capsys.readouterr().out if capsys else ""
 
 
 def test_a_known_difference_is_found_and_none_where_there_is_none(tmp_path, capsys):
@@ -329,7 +329,11 @@ def test_the_figure_is_drawn_from_what_is_kept(tmp_path, capsys):
 
 def test_study_figure_refuses_in_one_line(tmp_path):
     with pytest.raises(utils.UserError, match="nothing kept"):
-        study.main(study.get_parser().parse_args([str(tmp_path), "--out", str(tmp_path)]))
+        draw(None, "--out", tmp_path)
+    for folder in (tmp_path, tmp_path / "mistyped"):
+        with pytest.raises(utils.UserError, match="no finished cell"):
+            draw(None, folder)
+    assert not list(tmp_path.iterdir())
     made_up_cell(tmp_path, "gdas", 0, 80.0)
     made_up_cell(tmp_path, "gdas", 1, 80.0, epochs=600)
     with pytest.raises(utils.UserError, match="another --epochs than gdas-0"):
