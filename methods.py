@@ -229,10 +229,7 @@ class DARTS(Method):
         There an edge counts as much as its largest softmax(alpha) other than `none` (DARTS, section 2.4).
         """
         scores = as_arrays({kind: alpha.softmax(dim=-1) for kind, alpha in self.architecture.items()})
-        if not self.cells.none_may_be_chosen:
-            for table in scores.values():
-                table[:, [primitive == "none" for primitive in self.space.primitives]] = -np.inf
-        return self.cells.derive(scores, self.space.primitives)
+        return derive(scores, self.space)
 
     def history(self) -> dict:
         probabilities = {kind: alpha.softmax(dim=-1).tolist() for kind, alpha in self.architecture.items()}
@@ -270,7 +267,12 @@ METHODS = {"ddsas": DDSAS, "darts": DARTS, "gdas": GDAS}
 def random_architecture(space: Space, rng: np.random.Generator):
     """An architecture drawn uniformly: operations, and in the DARTS space the two edges of each node."""
     cells = CELLS[space.cells]
-    scores = {kind: rng.random((cells.num_edges, len(space.primitives))) for kind in cells.types}
+    return derive({kind: rng.random((cells.num_edges, len(space.primitives))) for kind in cells.types}, space)
+
+
+def derive(scores: dict[str, np.ndarray], space: Space):
+    """The architecture for scores (edges, operations) per cell type; `none` is taken out of them where the space says so."""
+    cells = CELLS[space.cells]
     if not cells.none_may_be_chosen:
         for table in scores.values():
             table[:, [primitive == "none" for primitive in space.primitives]] = -np.inf

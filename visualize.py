@@ -258,7 +258,7 @@ def load_run(folder: str | Path) -> Record:
     folder = Path(folder)
     if not (folder / "args.json").is_file():
         raise utils.UserError(f"{folder} is not a run folder (it has no args.json); give a folder that a search made")
-    info, history, timing = (_json(folder / name) for name in ("args.json", "history.jsonl", "timing.jsonl"))
+    info, history, timing = (read_json(folder / name) for name in ("args.json", "history.jsonl", "timing.jsonl"))
     if not history:
         raise utils.UserError(f"{folder} has no finished epoch in history.jsonl yet; look again after the first one")
     try:
@@ -275,8 +275,8 @@ def load_run(folder: str | Path) -> Record:
     return Record(folder, info, history, quantity, cells, genotype, found, minutes, memory)
 
 
-def _json(path: Path) -> dict | list[dict]:
-    """The content of a .json file, or the lines of a .jsonl file, without a last line that was never finished."""
+def read_json(path: Path) -> dict | list[dict]:
+    """The content of a .json file, or the lines of a .jsonl file (none if it is missing, nor one that has no end)."""
     text = path.read_text() if path.is_file() else ""
     if path.suffix == ".jsonl":
         text = "[" + text.rpartition("\n")[0].replace("\n", ",\n") + "]"

@@ -85,7 +85,7 @@ class Space:
 
 def collect(folders: list[Path]) -> tuple[dict[str, list[Search]], list[Space]]:
     """The searches of the run folders, by method and ordered by seed; the spaces if there is a table."""
-    runs = [(path, json.loads((path / "args.json").read_text())["args"]) for path in run_folders(folders)]
+    runs = [(path, visualize.read_json(path / "args.json")["args"]) for path in run_folders(folders)]
     tables = {args.get("table") for _, args in runs}
     if len(tables) > 1:
         raise utils.UserError(f"runs with different --table ({', '.join(map(str, tables))}): draw them apart")
@@ -113,8 +113,8 @@ def run_folders(folders: list[Path]) -> list[Path]:
 
 def read_run(path: Path, method: str, seed: int, table: nasbench201.Table | None) -> Search:
     """What the figure needs of a run. What the search did not look up itself is looked up now."""
-    lines = read_lines(path / "history.jsonl")
-    seconds = [line["seconds"] for line in read_lines(path / "timing.jsonl")]
+    lines = visualize.read_json(path / "history.jsonl")
+    seconds = [line["seconds"] for line in visualize.read_json(path / "timing.jsonl")]
     try:
         found = [nasbench201.parse(line["genotype"]) for line in lines]
     except (KeyError, ValueError) as error:
@@ -126,14 +126,6 @@ def read_run(path: Path, method: str, seed: int, table: nasbench201.Table | None
     known = None not in accuracies
     minutes = round(sum(seconds) / 60, 2)
     return Search(method, seed, minutes, list(map(str, found)), accuracies if known else None, ranks if known else None)
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The objects of a .jsonl file; none if it is not there."""
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    except ValueError as error:
-        raise utils.UserError(f"{path}: damaged ({error})") from None
 
 
 def spaces_of(table: nasbench201.Table | None) -> list[Space]:
@@ -184,7 +176,7 @@ def write_lines(path: Path, objects: list) -> None:
 def kept_lines(path: Path, kind: type) -> list:
     """The objects of a dataclass that `write_lines` wrote; none if the file is not there."""
     try:
-        return [kind(**line) for line in read_lines(path)]
+        return [kind(**line) for line in visualize.read_json(path)]
     except TypeError as error:
         raise utils.UserError(f"{path}: not written by this script ({error}): draw it anew from the runs") from None
 

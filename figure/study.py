@@ -26,7 +26,7 @@ import genotypes
 import model
 import utils
 import visualize
-from figure.figure1 import by_method, kept_lines, markdown_table, place, read_lines, write_lines
+from figure.figure1 import by_method, kept_lines, markdown_table, place, write_lines
 
 COLORS = {  # the methods of the study in the order of the rows; what is none of them is a cell of genotypes.py
     "ddsas": "#0072b2",
@@ -100,7 +100,7 @@ def search_cost(folder: Path) -> tuple[float | None, float | None]:
     runs = [file.parent for pattern in ("timing.jsonl", "*/timing.jsonl") for file in folder.glob(pattern)]
     if not runs:
         return None, None
-    record = visualize.load_run(max(runs, key=lambda run: len(read_lines(run / "timing.jsonl"))))
+    record = visualize.load_run(max(runs, key=lambda run: len(visualize.read_json(run / "timing.jsonl"))))
     return round(record.minutes, 2), round(record.memory_gb, 3)
 
 
