@@ -271,7 +271,7 @@ def random_architecture(space: Space, rng: np.random.Generator):
 
 
 def derive(scores: dict[str, np.ndarray], space: Space):
-    """The architecture for scores (edges, operations) per cell type; `none` is taken out of them where the space says so."""
+    """The architecture for scores (edges, operations) per cell type; takes `none` out where the space says so."""
     cells = CELLS[space.cells]
     if not cells.none_may_be_chosen:
         for table in scores.values():
