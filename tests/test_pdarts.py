@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +13,7 @@ from PIL import Image
 import engine
 import genotypes
 import retrain
+import runs
 import train_cifar
 import train_imagenet
 import train_search
@@ -227,15 +224,20 @@ def test_recorded_genotype_and_those_beside_it(whole):
     assert others == [f"M={most} {genotype}" for most, genotype in restricted.items()]
 
 
-def test_killed_in_stage_2_and_resumed_gives_the_same(images, whole, tmp_path):
-    script = Path(train_search.__file__)
-    arguments = command(images, f"{tmp_path}/", "--checkpoint_freq", "1")
-    process = subprocess.Popen([sys.executable, str(script), *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"})
-    while sum(file.read_text().count("\n") for file in tmp_path.glob("*/history.jsonl")) < 3:
-        assert process.poll() is None, "the search ended before it could be killed"
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+def test_killed_in_stage_2_and_resumed_gives_the_same(images, whole, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    checkpoint = runs.RunFolder.checkpoint
+
+    def die(self, state, *arguments):
+        checkpoint(self, state, *arguments)
+        if (state["epoch"], state["step"]) == (3, 1):  # in the epoch of stage 2 that trains alpha
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(runs.RunFolder, "checkpoint", die)
+        run(train_search, *command(images, f"{tmp_path}/", "--checkpoint_freq", "1"))
     (folder,) = tmp_path.iterdir()
     assert run(train_search, "--resume", folder) == folder
     for name in ("genotype.txt", "genotypes.txt", "history.jsonl"):
