@@ -105,8 +105,9 @@ class Method:
         return {"noise": self.noise.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        if "noise" in state:  # earlier versions drew from the global generator
-            self.noise.set_state(state["noise"])
+        noise = state.get("noise")  # earlier versions drew from the global generator, or from one of the GPU
+        if noise is not None and noise.shape == self.noise.get_state().shape:
+            self.noise.set_state(noise)
 
     def decreasing_tau(self, epoch: int) -> float:
         args = self.args

@@ -1,6 +1,6 @@
 """Figure 1: how far the architecture still moves, and how well it does, over the epochs of searches in NAS-Bench-201.
 
-    python -m figure.figure1 logs/compare_nasbench201      # its runs; figure, table and small data are written there
+    python -m figure.figure1 logs/compare_nasbench201      # its runs; figure and small data are written there
     python -m figure.figure1 RUN RUN ... --out FOLDER      # these runs; written to FOLDER
     python -m figure.figure1                               # this repository's, from figure/data
 
@@ -86,6 +86,9 @@ class Space:
 def collect(folders: list[Path]) -> tuple[dict[str, list[Search]], list[Space]]:
     """The searches of the run folders, by method and ordered by seed; the spaces if there is a table."""
     runs = [(path, visualize.read_json(path / "args.json")["args"]) for path in run_folders(folders)]
+    for path, args in runs:
+        if "method" not in args:
+            raise utils.UserError(f"{path}: not a search in NAS-Bench-201's space")
     tables = {args.get("table") for _, args in runs}
     if len(tables) > 1:
         raise utils.UserError(f"runs with different --table ({', '.join(map(str, tables))}): draw them apart")
@@ -100,13 +103,14 @@ def collect(folders: list[Path]) -> tuple[dict[str, list[Search]], list[Space]]:
 
 
 def run_folders(folders: list[Path]) -> list[Path]:
-    """The folders that are runs, and the runs inside of those that are none; UserError where there is no run."""
+    """The folders that are runs with an epoch, and those inside of the others; UserError where there is none."""
     found = []
     for folder in folders:
         inside = [folder] if (folder / "args.json").is_file() else sorted(folder.glob("*"))
-        runs = [path for path in inside if (path / "args.json").is_file() and (path / "history.jsonl").is_file()]
+        runs = [path for path in inside if (path / "args.json").is_file()]
+        runs = [path for path in runs if visualize.read_json(path / "history.jsonl")]
         if not runs:
-            raise utils.UserError(f"{folder}: no run folder, and none inside; expected what search.py made")
+            raise utils.UserError(f"{folder}: no run folder with a finished epoch; expected what search.py made")
         found += runs
     return found
 
@@ -189,7 +193,7 @@ def by_method(found: list) -> dict[str, list]:
 def place(runs: list[Path], out: Path | None) -> Path:
     """Where figure and data are written: --out, or the one folder that is given, or figure/ without any."""
     if out is None and len(runs) > 1:
-        raise utils.UserError("--out FOLDER is missing: where figure, table and data of several folders are written")
+        raise utils.UserError("--out FOLDER is missing: where the figure and data of several folders are written")
     return out or (runs[0] if runs else FOLDER)
 
 
@@ -208,10 +212,10 @@ def markdown(found: dict[str, list[Search]], spaces: list[Space]) -> str:
             spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(accuracies) > 1 else ""
             row += [f"{np.mean(accuracies):.2f}{spread}", f"{max(accuracies):.2f}", f"{min(accuracies):.2f}"]
             row.append(f"{np.mean([search.table_rank[-1] for search in searches]):,.0f}")
+            reference = spaces[1 if method.startswith("ddsas") else 0] if spaces else None
+            row.append(f"{100 * reference.chance(accuracies):.1f}" if reference else "–")
         else:
-            row += ["–"] * 4
-        reference = spaces[1 if method.startswith("ddsas") else 0] if spaces else None
-        row.append(f"{100 * reference.chance(accuracies):.1f}" if reference and accuracies else "–")
+            row += ["–"] * 5
         last = [search.distances()[-LAST:].mean() for search in searches if len(search.genotypes) > 1]
         rows.append([*row, f"{np.mean(last):.3f}" if last else "–"])
     for space in spaces:
@@ -239,11 +243,9 @@ def notes(found: dict[str, list[Search]], spaces: list[Space]) -> str:
         if method != "random"
     ]
     text = f"± is the standard deviation; distance: of consecutive architectures, mean over the last {LAST} epochs\n"
-    text += f"minutes per search: {', '.join(minutes)}\n" if minutes else ""
+    text += f"minutes per search (median, wall clock): {', '.join(minutes)}\n" if minutes else ""
     if spaces:
-        text += (
-            "by chance: how often the mean of as many random cells is as high; of ddsas' without none, as its own are\n"
-        )
+        text += "by chance: how often as many random cells have as high a mean; for ddsas, cells without none\n"
         drawn = [f"{space.best_drawn:.2f} ({space.name})" for space in spaces]
         text += f"the best of {DRAWS} drawn at random, on average: {', '.join(drawn)}\n"
     looked_up = all(search.table_acc for searches in found.values() for search in searches)

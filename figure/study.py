@@ -1,6 +1,6 @@
 """The study of shell/study.sh: how well the cells of each method train, against random cells.
 
-    python -m figure.study logs/study                 # its cells; figure, table and small data are written there
+    python -m figure.study logs/study                 # its cells; figure and small data are written there
     python -m figure.study logs/study --out FOLDER    # written to FOLDER
     python -m figure.study                            # this repository's, from figure/data
 
@@ -211,7 +211,7 @@ def bandit(found: dict[str, list[Cell]]) -> str:
     if min(map(len, pair)) < 2:
         return ""
     difference, p = pair[0].mean() - pair[1].mean(), permutation_test(*pair)
-    return f" The bandit's subspaces against random ones: {difference:+.2f}, p = {p:.3f} on its own."
+    return f" The bandit's subspaces against random ones: {difference:+.2f}, p = {p:.3f}, not corrected."
 
 
 def notes(found: dict[str, list[Cell]], unfinished: int = 0) -> str:
@@ -228,7 +228,7 @@ def notes(found: dict[str, list[Cell]], unfinished: int = 0) -> str:
         needed = {m: math.ceil(len(found[m]) * (error / GOAL) ** 2) for m, error in errors.items()}  # it goes as 1/sqrt
         lines.append(f"cells for an error of {GOAL}: {', '.join(f'{m} {max(2, n)}' for m, n in needed.items())}")
     minutes = sum(cell.retrain_minutes + (cell.search_minutes or 0) for cell in cells)
-    lines.append(f"{len(cells)} cells, {minutes / 60:.1f} hours of one thread")
+    lines.append(f"{len(cells)} cells, {minutes / 60:.1f} hours of one thread (wall clock)")
     if unfinished:
         lines[-1] += f"; {unfinished} more have begun and are left out"
     return "\n".join(lines)

@@ -2,27 +2,34 @@
 
 # many_arguments SCRIPT NUMBERS TEXTS CHOSEN "$@" reads the script's arguments. It sets a variable for each name in
 # NUMBERS and TEXTS that is given as --NAME VALUE or --NAME=VALUE, also seeds (as first-last), jobs and out; list with
-# --list; more, the flags for Python. Flags in CHOSEN are refused, the script has its own. Errors are one line, exit code
-# 2.
+# --list; more, the flags for Python. Flags in CHOSEN, and what argparse takes for them, are refused: the script has its
+# own. --help prints the comment with which the script begins. Errors are one line, exit code 2.
 many_arguments() {
-    local script=$1 numbers="seeds $2 jobs" texts="$3 out" chosen=$4 name got='' wrong=''
-    local number='^[1-9][0-9]{0,5}$' range='^[0-9]{1,6}-[0-9]{1,6}$'
+    local script=$1 numbers="seeds $2 jobs" texts="$3 out" chosen=$4 name flag got='' wrong=''
+    local number='^[1-9][0-9]{0,5}$' range='^(0|[1-9][0-9]{0,5})-(0|[1-9][0-9]{0,5})$'
     shift 4
     list='' more=()
     while [ $# -gt 0 ]; do
         name=${1#--} name=${name%%=*}
         if [[ $1 = --*=* && " $numbers $texts " = *" $name "* ]]; then set -- "--$name" "${1#*=}" "${@:2}"; fi
-        if [ "$1" = --list ]; then
+        if [ "$1" = --help ] || [ "$1" = -h ]; then
+            awk 'NR > 1 { if (!sub(/^# ?/, "")) exit; print }' "$0"
+            exit 0
+        elif [ "$1" = --list ]; then
             list=yes
             shift
         elif [[ $1 = --* && " $numbers $texts " = *" $name "* ]]; then
             [ $# -ge 2 ] || { echo "$script: $1 needs a value" >&2; exit 2; }
+            [ -n "$2" ] || { echo "$script: $1 is empty" >&2; exit 2; }
             printf -v "$name" %s "$2"
             shift 2
-        elif [[ " $chosen " = *" ${1%%=*} "* ]]; then
-            echo "$script: ${1%%=*} is chosen here (--seeds, --out, METHODS=...): leave it out" >&2
-            exit 2
         else
+            for flag in $chosen --list; do
+                if [[ $1 = --?* && $flag = "--$name"* ]]; then
+                    echo "$script: $1 is chosen here (--seeds, --out, --list, METHODS=...): leave it out" >&2
+                    exit 2
+                fi
+            done
             more+=("$1")
             shift
         fi

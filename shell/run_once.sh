@@ -56,7 +56,9 @@ python=$!
 code=0
 while wait "$python" && code=0 || code=$?; kill -0 "$python" 2>/dev/null; do :; done # a signal ends wait, not Python
 if [ "$code" != 0 ]; then exit "$code"; fi
-found=${begun:-$(begun)}/genotype.txt
+begun=${begun:-$(begun)}
+[ -n "$begun" ] || { echo "run_once.sh: $script left no checkpoint in $folder: not finished" >&2; exit 1; }
+found=$begun/genotype.txt
 if [ -f "$found" ] && [ ! -f "$folder/genotype.txt" ]; then cp "$found" "$folder"; fi
 date >"$folder/finished"
 go_on "$@"

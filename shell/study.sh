@@ -115,6 +115,6 @@ if [ -z "$list" ]; then
     "$PYTHON" -c "$look" "${retraining[@]}" ${RETRAIN[@]+"${RETRAIN[@]}"} ${more[@]+"${more[@]}"}
 fi
 many_run
-"$PYTHON" -m figure.study "$out" --out "$out"
+"$PYTHON" -m figure.study "$out" --out "$out" || [ "$code" != 0 ] # then it is said already why nothing is finished
 exit "$code"
 }

@@ -103,6 +103,14 @@ def test_run_once_refuses_other_arguments_once_there_is_a_checkpoint(work):
     assert work.run("run_once.sh", folder, "search.py", "--epochs", 3).returncode == 0, "a mistake can be mended"
 
 
+def test_run_once_takes_nothing_for_finished_that_left_no_checkpoint(work):
+    """As search.py --help, which ends with code 0."""
+    Path(work.environment["PYTHON"]).write_text("#!/bin/bash\n")
+    result = work.run("run_once.sh", work.folder / "run", "search.py", "--help")
+    assert result.returncode == 1 and "left no checkpoint" in result.stderr
+    assert not (work.folder / "run/finished").exists()
+
+
 def test_run_once_finds_the_folder_that_pdarts_makes_inside(work):
     folder = work.folder / "run"
     (folder / "search-x-2026").mkdir(parents=True)
@@ -198,12 +206,24 @@ def test_compare_runs_what_is_not_finished_and_draws_what_is(work):
         (["--seed", "3"], "--seed is chosen here"),
         (["--seeds=3-2"], "--seeds 3-2: expected the smaller first"),
         (["--epochs=x"], "--epochs x"),
+        (["--seeds", "00-01"], "--seeds 00-01"),
+        (["--out="], "--out is empty"),
+        (["--meth", "darts"], "--meth is chosen here"),  # an abbreviation for argparse
+        (["--list=yes"], "--list=yes is chosen here"),
     ],
 )
 def test_compare_refuses_in_one_line(work, arguments, word):
     result = work.run("compare_nasbench201.sh", *arguments)
     assert result.returncode == 2 and word in result.stderr and len(result.stderr.splitlines()) == 1
     assert not work.called()
+
+
+@pytest.mark.parametrize("script", ["compare_nasbench201.sh", "study.sh", "demo.sh", "demo_pdarts.sh"])
+def test_help_explains_and_runs_nothing(work, script):
+    result = work.run(script, "--help")
+    comment = (ROOT / "shell" / script).read_text().splitlines()[1].removeprefix("# ")
+    assert result.returncode == 0 and result.stdout.startswith(comment) and "set -" not in result.stdout
+    assert not work.called() and not result.stderr
 
 
 @pytest.mark.parametrize("method", ["ddsas", "darts", "gdas", "random"])
@@ -336,6 +356,11 @@ def test_figure1_looks_up_what_the_searches_did_not(tmp_path, monkeypatch, table
     found, (space, without_none) = figure1.collect([tmp_path / "runs"])
     assert found["ddsas"][0].table_acc == [accuracies.accuracy(one) for one in (CONVS, MIXED, MIXED)]
     assert space.count == 15625 and without_none.count == 4096
+    table_rows = [line.split("|") for line in table_of(figure1.markdown(found, [space, without_none]))]
+    chances = {row[1].strip(): row[-3].strip() for row in table_rows}
+    for name, own, other in (("ddsas", without_none, space), ("random", space, without_none)):
+        last = [one.table_acc[-1] for one in found[name]]
+        assert chances[name] == f"{100 * own.chance(last):.1f}" != f"{100 * other.chance(last):.1f}"
     lines = figure1.draw(found, [space, without_none]).axes[1].lines
     assert [set(line.get_ydata()) for line in lines[2:]] == [{without_none.mean}, {space.mean}]
 
@@ -376,6 +401,13 @@ def test_figure1_refuses_in_one_line(tmp_path, no_table):
     runs = [make_run(tmp_path / name, "darts", 0, [CONVS, SKIPS]) for name in ("x", "y")]
     with pytest.raises(utils.UserError, match="second run of darts with seed 0"):
         draw(*runs, "--out", tmp_path)
+    begun = make_run(tmp_path / "z", "darts", 1, [])
+    with pytest.raises(utils.UserError, match="no run folder with a finished epoch"):
+        draw(begun)
+    make_run(tmp_path / "others/a", "darts", 1, [CONVS])
+    (tmp_path / "others/a/args.json").write_text('{"args": {"seed": 0}}')  # as of retrain.py
+    with pytest.raises(utils.UserError, match="not a search in NAS-Bench-201's space"):
+        draw(tmp_path / "others")
     (tmp_path / "x/history.jsonl").write_text('{"epoch": 0, "genotype": "Genotype(normal=[])"}\n')
     with pytest.raises(utils.UserError, match="not a search in NAS-Bench-201's space"):
         draw(runs[0], "--out", tmp_path)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from made_up_runs import PUBLISHED, retrain_run, write_lines
-from test_compare import ROOT, Workplace, table_of, wait_for
+from test_compare import ROOT, STAND_IN, Workplace, table_of, wait_for
 
 import data
 import genotypes
@@ -166,8 +166,8 @@ def test_the_genotype_of_pdarts_is_copied_to_where_the_retraining_looks(work):
 
 
 def test_a_line_of_the_list_pins_the_threads_whatever_the_environment_says(work):
-    python = Path(work.environment["PYTHON"])
-    python.write_text('#!/bin/bash\necho "$OMP_NUM_THREADS $MKL_NUM_THREADS" >>"$CALLS"\n')
+    threads = STAND_IN.replace('"$@" >>', '"$OMP_NUM_THREADS" "$MKL_NUM_THREADS" >>')
+    Path(work.environment["PYTHON"]).write_text(threads)
     arguments = ["--seeds", 1, "--out", work.folder / "out", "--list"]
     line = work.run("study.sh", *arguments, METHODS="gdas").stdout
     environment = work.environment | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
