@@ -46,8 +46,9 @@ def workspace(pictures, tmp_path_factory) -> Path:
     shutil.copytree(pictures / "train", folder / ".data/imagenet/train")
     shutil.copytree(pictures / "test", folder / ".data/imagenet/val")
     recorder = folder / "recorder"
-    recorder.write_text(
+    recorder.write_text(  # run_once.sh makes the folder of a run, and asks afterwards for a checkpoint in it
         '#!/bin/sh\nfor a in "$@"; do printf "%s\\0" "$a" >> "$RECORD"; done; printf "\\n\\0" >> "$RECORD"\n'
+        'for a in "$@"; do if [ -f "$a/command" ]; then touch "$a/checkpoint.pt"; fi; done\n'
     )
     recorder.chmod(0o755)
     return folder
@@ -81,6 +82,8 @@ def calls_of(script: str, workspace: Path, *arguments: str) -> list[list[str]]:
     if script == "study.sh":
         environment["METHODS"] = "ddsas-shrink PDARTS"
     subprocess.run(["bash", str(ROOT / "shell" / script), *arguments], env=environment, check=True, cwd="/", timeout=60)
+    for checkpoint in (workspace / "compare").rglob("checkpoint.pt"):
+        checkpoint.unlink()
     calls = record.read_text().split("\0\n\0")
     return [call.split("\0") for call in calls if call]
 
