@@ -136,7 +136,8 @@ def spaces_of(table: nasbench201.Table | None) -> list[Space]:
     """All architectures and those without `none`, among which DDSAS chooses; nothing without a whole table."""
     if table is None or len(table) != nasbench201.SIZE:
         return []
-    every = list(map(nasbench201.Architecture, all_operations()))
+    operations = itertools.product(nasbench201.PRIMITIVES, repeat=len(nasbench201.EDGE_LIST))
+    every = list(map(nasbench201.Architecture, operations))
     parts = {"every architecture": every, "those without none": [one for one in every if "none" not in one.ops]}
     return [space_of(name, part, table) for name, part in parts.items()]
 
@@ -149,12 +150,6 @@ def space_of(name: str, part: list[nasbench201.Architecture], table: nasbench201
     numbers = [values.mean(), values.std(), np.mean([table.rank(one)[0] for one in part]), best_drawn]
     quantiles = np.quantile(values, np.linspace(0, 1, 401)).round(2).tolist()
     return Space(name, len(values), *(round(float(number), 4) for number in numbers), quantiles)
-
-
-def all_operations() -> list[tuple[str, ...]]:
-    """The operations of all 15,625 architectures."""
-    indices = np.ndindex(*[len(nasbench201.PRIMITIVES)] * len(nasbench201.EDGE_LIST))
-    return [tuple(nasbench201.PRIMITIVES[i] for i in index) for index in indices]
 
 
 def keep(found: dict[str, list[Search]], spaces: list[Space], folder: Path) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole of P-DARTS in some minutes on two cores: three small stages on the embedded images, retrain, evaluate.
 set -eu
-[ $# = 0 ] || { sed -n '2s/^# \(.*\)/\1 It takes no arguments./p' "$0"; [ "$1" = --help ]; exit; }
+[ $# = 0 ] || { sed -n '2s/^# \(.*\)/\1 It takes no arguments./p' "$0"; [ "$1" != --help ] || exit 0; exit 2; }
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 run=logs/demo-pdarts-$(date +%Y%m%d-%H%M%S)
 
