@@ -374,7 +374,10 @@ class DynamicSpace:
         return active
 
     def shrink(self, num: int) -> None:
-        """Make the ``num`` operations of lowest saliency unavailable, per cell type; no edge loses its last."""
+        """Make the ``num`` operations of lowest saliency unavailable, per cell type; no edge loses its last.
+
+        The active set stays as it is until `sample`: the update before it still credits all that were active.
+        """
         for kind in self.cell_types:
             available, remaining = self.available[kind], num
             for index in np.argsort(self.saliency[kind], axis=None, kind="stable"):
@@ -385,7 +388,6 @@ class DynamicSpace:
                 if available[edge, op] and not last:
                     available[edge, op] = False
                     remaining -= 1
-            self.active[kind] &= available
 
     def set_available(self, n: int) -> None:
         """The first ``n`` primitives are available on every edge; ValueError if there is none but `none` among them."""
@@ -393,7 +395,6 @@ class DynamicSpace:
             raise ValueError(f"cannot make {n} of {', '.join(self.primitives)} available: an edge needs an operation")
         for kind in self.cell_types:
             self.available[kind][:] = np.arange(len(self.primitives)) < n
-            self.active[kind] &= self.available[kind]
 
     def active_ops(self) -> dict[str, list[list[int]]]:
         """The indices of the active operations: per cell type one list for each edge."""
