@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-import data
 import engine
-import utils
 from engine import Training, autocast, evaluate, placed
+from lib import data, distributed
+from lib.cli import number
 from model_search import Network
-from utils import Average, Metrics, number
+from utils import Average, Metrics
 
 Batch = tuple[Tensor, Tensor]  # images, labels
 Active = dict[str, list[list[int]]] | None  # active operations of each edge, per cell type; None: all
@@ -96,7 +96,7 @@ class BilevelSearch(Training):
     @torch.no_grad()
     def validate(self) -> Metrics:
         """Loss and accuracy of the supernet on the validation half, in evaluation mode."""
-        utils.share_buffers(self.network)
+        distributed.share_buffers(self.network)
         self.network.eval()
         with autocast(self.args, self.device):
             weights, active = self.operations(noise=False)
@@ -148,7 +148,7 @@ def clip_and_step(architecture: nn.Module, optimizer: torch.optim.Optimizer, cli
     """Step on the gradients of alpha and of beta, each clipped to norm ``clip`` (0: not); returns the norm of both."""
     betas = [p for name, p in architecture.named_parameters() if name.startswith("betas")]
     alphas = [p for name, p in architecture.named_parameters() if not name.startswith("betas")]
-    utils.average_gradients(alphas + betas)
+    distributed.average_gradients(alphas + betas)
     norms = [nn.utils.clip_grad_norm_(group, clip or float("inf")) for group in (alphas, betas) if group]
     optimizer.step()
     optimizer.zero_grad()
@@ -163,7 +163,7 @@ def backward_clip_and_step(optimizer: torch.optim.Optimizer, loss: Tensor, grad_
     optimizer.zero_grad()
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    utils.average_gradients(parameters)
+    distributed.average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, grad_clip or float("inf"))
     optimizer.step()
     return norm

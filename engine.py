@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -21,14 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import data
 import fast
 import genotypes
-import predict
 import utils
 from genotypes import Genotype
-from runs import RunFolder, Stop, new_folder
-from utils import Average, Diverged, Metrics, OutOfMemory, UserError, number
+from lib import cli, data, distributed
+from lib.cli import UserError, number
+from lib.distributed import Diverged
+from lib.runs import RunFolder, Stop, new_folder
+from utils import Average, Metrics
 
 # ---- a training and its epochs --------------------------------------------------------------------------------------
 
@@ -61,10 +61,6 @@ class Training:
 
     def finish_epoch(self) -> dict:
         """Validate, log, and return the epoch's line of history.jsonl."""
-        raise NotImplementedError
-
-    def like(self, args: argparse.Namespace, loader: data.Loader, device: torch.device) -> Training:
-        """A fresh training of the same size, at the same epoch, with other arguments, images and device."""
         raise NotImplementedError
 
     def step_notes(self) -> tuple[str, str]:
@@ -109,10 +105,7 @@ class Training:
                 started, first = time.time(), self.step
                 self.start_epoch()
                 self.network.train()
-                try:
-                    self.train_one_epoch(train)
-                except torch.OutOfMemoryError as error:
-                    raise OutOfMemory(f"out of GPU memory, {self.what_fits(train)} ({error})") from None
+                self.train_one_epoch(train)
                 line = self.finish_epoch()
                 run.history(line)
                 run.timing(self.timing(line, time.time() - started, 1 - first / len(train), train.num_images))
@@ -127,47 +120,18 @@ class Training:
                 bar.set_postfix_str(", ".join(shown), refresh=False)
                 bar.update()
 
-    def rehearse(self, train: data.Loader) -> None:
-        """Train on the loader's batches without run folder, reports and checkpoints."""
-        self.args = changed(self.args, report_freq=1 << 40, checkpoint_freq=0, quiet=True)
-        self.run = SimpleNamespace(folder=Path(), log=lambda text: None)
-        self.stop = SimpleNamespace(agreed=lambda: False)
-        self.step = 1  # DDSAS samples at step 0, which needs values
-        self.start_epoch()
-        self.network.train()
-        self.train_one_epoch(train)
-
-    def what_fits(self, train: data.Loader) -> str:
-        """The batch and the flags that fit, by prediction; without one (several processes, say) in general words."""
-        try:
-            # a step of several processes has collectives, for which the others are not ready; nobody knows --compile's
-            if utils.world_size() > 1 or self.args.compile:
-                return utils.SMALLER
-            free, batch_size = utils.free_memory(self.device), self.args.batch_size
-            images = train.num_images if isinstance(train.images, data.InMemory) else 0
-            found, more = [], [{}]
-            if hasattr(type(self.network), "checkpoint_cells") and not self.args.checkpoint_cells:
-                more.append({"checkpoint_cells": True})
-            for flags in more if predict.recomputes() else more[:1]:
-                fits = predict.largest_batch(free, batch_size, *predicted_memory(self, images, **flags))
-                if 2 <= fits < batch_size or flags and fits >= 2:
-                    found.append(" ".join([f"--batch_size {min(fits, batch_size)}", *(f"--{flag}" for flag in flags)]))
-            return f"by prediction {' or '.join(found)} fits" if found else utils.SMALLER
-        except Exception:  # this is said on the way out because of another error
-            return utils.SMALLER
-
     def timing(self, line: dict, seconds: float, part: float, images: int) -> dict:
         """The line of timing.jsonl, of this part of an epoch: all that differs between two identical runs."""
         return {key: line[key] for key in ("stage", "epoch") if key in line} | {
             "seconds": round(seconds, 2),
             "images_per_second": round(part * images / seconds, 1),
-            "peak_memory_mb": round(utils.peak_memory_mb(self.device)),
+            "peak_memory_mb": round(distributed.peak_memory_mb(self.device)),
         }
 
     def bar(self, iterable, name: str, total: int, initial: int) -> tqdm:
         """A progress bar that fits into 80 columns."""
         shape = "{desc} {bar} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
-        return utils.progress(
+        return cli.progress(
             iterable, self.args.quiet, desc=name, total=total, initial=initial, bar_format=shape
         )  # fmt: skip
 
@@ -178,7 +142,7 @@ class Training:
         batches = train.epoch(self.epoch, self.step)
         self.steps_bar = self.bar(batches, f"epoch {self.epoch}", len(train), self.step)
         for batch in self.steps_bar:
-            if not utils.is_main():  # dropout and drop path of its own; what must agree has generators of its own
+            if not distributed.is_main():  # dropout and drop path of its own; what must agree has generators of its own
                 place = int(os.environ["RANK"]), self.epoch, self.step
                 torch.manual_seed(int(np.random.SeedSequence(self.args.seed, spawn_key=place).generate_state(1)[0]))
             yield batch
@@ -190,7 +154,7 @@ class Training:
         self.watch.add(self.step, loss, norm, arch_norm)
         self.step += 1
         self.report()
-        if (utils.world_size() == 1 or self.step % args.report_freq == 0) and self.stop.agreed():
+        if (distributed.world_size() == 1 or self.step % args.report_freq == 0) and self.stop.agreed():
             self.watch.check()
             self.run.checkpoint(self.state_dict())
             self.run.log(f"stopped by signal {self.stop.signal} at epoch {self.epoch}, step {self.step}")
@@ -209,11 +173,11 @@ class Training:
         due = self.step % self.args.report_freq == 0 or self.step == bar.total
         if due:
             self.watch.check()
-        elif bar.disable or self.device.type != "cpu" or utils.world_size() > 1:
+        elif bar.disable or self.device.type != "cpu" or distributed.world_size() > 1:
             return
         train = self.averages["train"].read()
         speed = (self.step - self.first_step) * self.args.batch_size / (time.time() - self.started)
-        speed = f"{speed * utils.world_size():.0f} images/s"
+        speed = f"{speed * distributed.world_size():.0f} images/s"
         short, long = self.step_notes()
         bar.set_postfix_str(f"loss {train.loss:.3f}, acc {train.top1:.1f}%, {speed}{short}", refresh=False)
         if due:  # on a terminal the bar says it
@@ -259,26 +223,6 @@ def evaluate(forward: Callable[[Tensor], Tensor], loader: data.Loader, device: t
     return average.read()
 
 
-def predicted_memory(training: Training, images: int, **arguments: object) -> tuple[int, int]:
-    """(peak, state): bytes of tensors at most during a step, and between two steps (weights, gradients, optimizers).
-
-    The training is rehearsed on the meta device with other ``arguments`` (batch_size=32), see predict.py. ``images``:
-    how many of them are on the device, at least a batch.
-    """
-    args, meta = changed(training.args, **arguments), torch.device("meta")
-    low = predict.bfloat16() if args.amp else nullcontext()
-    args.amp = False
-    options = data.Options(**{k: v for k, v in data_arguments(args, meta).items() if k not in ("name", "root")})
-    with predict.Memory() as memory, predict.as_on_cuda():
-        loader = predict.FirstSteps(training.info, max(images, args.batch_size), options, steps=1)
-        twin = training.like(args, loader, meta)
-        with low:
-            twin.rehearse(loader)
-            memory.peak = memory.now
-            twin.rehearse(loader)
-    return memory.peak, memory.now
-
-
 # ---- schedules ------------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +244,7 @@ def linear_rate(epoch: int, epochs: int, first: float, last: float = 0.0) -> flo
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, epoch: int, args: argparse.Namespace) -> None:
     """lr, or in the first epochs with batches of more than 256 the undecayed rate * (epoch + 1) / warmup_epochs."""
-    if epoch < args.warmup_epochs and args.batch_size * utils.world_size() > 256:
+    if epoch < args.warmup_epochs and args.batch_size * distributed.world_size() > 256:
         lr = args.learning_rate * (epoch + 1) / args.warmup_epochs
     for group in optimizer.param_groups:
         group["lr"] = float(lr)
@@ -319,30 +263,9 @@ def autocast(args: argparse.Namespace, device: torch.device) -> AbstractContextM
     return torch.autocast(device.type, torch.bfloat16) if args.amp else nullcontext()
 
 
-BACKEND = "inductor"  # of torch.compile; tests take quicker ones
-
-
 def placed(network: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
     """The network on its device, with --plain without fast.py, and with --compile compiled."""
-    if args.compile:
-        return compiled(network.to(device), device)
     return fast.switch_off(network).to(device) if args.plain else fast.place(network, device)
-
-
-def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network, compiled when it is first called; its parameters keep their names.
-
-    What is compiled is the plain formulation: the objects that cells of fast.py pass on would cut it into pieces, and
-    the compiler itself joins what can be computed together. It compiles anew for training and evaluation, for gradients
-    of alpha or of weights, and once for smaller batches of any size.
-    """
-    torch.compiler.reset()  # forget an earlier stage's network: PyTorch keeps eight compilations of a function
-    for module in network.modules():
-        for name in ("dropout", "drop_path_prob"):
-            if hasattr(module, name):  # changes every epoch: as a number it would be compiled in
-                setattr(module, name, torch.zeros((), device=device))
-    fast.switch_off(network).compile(backend=BACKEND)
-    return network
 
 
 def fused(device: torch.device) -> bool | None:
@@ -358,7 +281,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
 
 def data_arguments(args: argparse.Namespace, device: torch.device) -> dict:
     """What the functions of data.py that open a dataset are told by the arguments all scripts have."""
-    rank, world_size = utils.start_distributed(device)
+    rank, world_size = distributed.start_distributed(device)
     return dict(
         name=args.dataset,
         root=args.data,
@@ -417,7 +340,7 @@ TAGS = {  # the names of history.jsonl, as TensorBoard groups them
 
 def write_tensorboard(run: RunFolder, line: dict, args: argparse.Namespace | None) -> None:
     """An epoch's numbers, heat maps and cells as TensorBoard events; with ``args`` (at the end) the hyperparameters."""
-    if not utils.is_main():
+    if not distributed.is_main():
         return
     board, epoch = run.tensorboard, line["epoch"]
     scalars = {tag: line[name] for name, tag in TAGS.items() if line.get(name) is not None}
@@ -438,7 +361,7 @@ def write_tensorboard(run: RunFolder, line: dict, args: argparse.Namespace | Non
         if (picture := visualize.cell_image(genotypes.parse(line["genotype"]))) is not None:
             board.add_image("cells", picture, epoch, dataformats="HWC")
     if args is not None:
-        given = {name: value for name, value in vars(args).items() if name not in utils.HARMLESS | {"given", "save"}}
+        given = {name: value for name, value in vars(args).items() if name not in cli.HARMLESS | {"given", "save"}}
         plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in given.items()}
         metrics = {f"final/{tag}": value for tag, value in scalars.items() if tag.startswith(("loss", "accuracy"))}
         board.add_hparams(plain, metrics, run_name=".", global_step=epoch)
@@ -452,25 +375,12 @@ def check_common(args: argparse.Namespace, device: torch.device) -> None:
     """UserError for what search and retraining cannot do."""
     if args.amp and device.type != "cuda":
         raise UserError("--amp needs a CUDA device: on the CPU leave it out")
-    if args.compile:
-        if getattr(args, "unrolled", False):
-            raise UserError("--compile: not with --unrolled, which computes with other weights than the network's")
-        try:
-            torch.compile(torch.neg, backend=BACKEND)(torch.ones(2, device=device))
-        except Exception as error:  # no C++ compiler, no Triton, a Python too new: every version has its own
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--compile does not work here ({reason}): leave it out") from None
 
 
 def add_tf32_argument(add: Callable) -> None:
     add("--tf32", action=argparse.BooleanOptionalAction, default=True,
         help="float32 convolutions and matrix products as TF32 on CUDA, as PyTorch does convolutions unless told"
         " otherwise; --no-tf32: in full, as on the GPUs before Ampere that the papers had")  # fmt: skip
-
-
-def add_compile_argument(add: Callable) -> None:
-    add("--compile", action="store_true", help="torch.compile, of the plain formulation: takes minutes before the first"
-        " step; slower on a CPU, not measured on CUDA")  # fmt: skip
 
 
 DATA_FLAGS = "--data", "--tmp_data_dir"  # ours, and P-DARTS'
@@ -497,9 +407,8 @@ def add_common_arguments(parser: argparse.ArgumentParser, data_flags: tuple[str,
     add("--warmup_epochs", type=number(int, 0), default=0, help="used with batches of more than 256")
     add("--amp", action="store_true", help="bfloat16 on CUDA (less memory, not the same digits)")
     add_tf32_argument(add)
-    add_compile_argument(add)
     add("--plain", action="store_true", help="compute as the definitions say, without fast.py: slower, same numbers")
-    utils.add_run_arguments(parser)
+    cli.add_run_arguments(parser)
 
 
 def add_cifar100_argument(parser: argparse.ArgumentParser) -> None:

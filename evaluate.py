@@ -4,7 +4,7 @@
     python evaluate.py --dataset cifar10 --arch DDSAS_cifar10 --model_path .weights/cifar10-best-97.61.pt
     python evaluate.py --dataset imagenet --data .data/imagenet --arch DDSAS_imagenet --model_path FILE
     torchrun --nproc_per_node 4 evaluate.py --dataset imagenet ...      # each process tests its share
-    python evaluate.py --model_path logs/RETRAIN_RUN --export onnx model.onnx       # or torchscript, pt2
+    python evaluate.py --model_path logs/RETRAIN_RUN --export onnx model.onnx       # or pt2
     python evaluate.py --count --dataset imagenet             # no checkpoint: what each genotype's network costs
 
 A checkpoint is data: it is read with weights_only, and must fit the network exactly. What a checkpoint of ours says of
@@ -29,17 +29,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import data
 import engine
 import genotypes
 import model
-import runs
 import utils
 from engine import load_genotype
 from genotypes import Genotype
-from model_search import two_edges_a_node
+from lib import checkpoints, cli, data, distributed
+from lib.cli import UserError, number
 from nasbench201 import Architecture
-from utils import UserError, number
+from space import two_edges_a_node
 
 Classifier = Callable[[Tensor], Tensor]  # images -> logits
 WEIGHTS = Path(".weights")
@@ -63,12 +62,14 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     device = utils.device_of(args)
     engine.check_common(args, device)
     utils.cuda_settings(args.tf32)
-    rank, world_size = utils.start_distributed(device)
+    rank, world_size = distributed.start_distributed(device)
     checkpoint, network = load_network(args)
     dataset, image_size = tested_on(args, checkpoint, network)
     info = data.lookup(dataset, image_size)
     check_fits(args.model_path, network, info, dataset)
-    exported = export(*args.export, network, info.image_size, args.json) if args.export and utils.is_main() else None
+    exported = (
+        export(*args.export, network, info.image_size, args.json) if args.export and distributed.is_main() else None
+    )  # noqa: E501
     test, info = data.test_data(
         dataset,
         args.data,
@@ -89,8 +90,6 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
         "multiply_adds_m": model.count_multiply_adds(network, info.image_size) / 1e6,
     }
     network = model.fuse(network.to(device).eval())
-    if args.compile:
-        network = engine.compiled(network, device)
     started = time.time()
     with engine.autocast(args, device):
         metrics = engine.evaluate(lambda x: network(x)[0], test, device)
@@ -103,7 +102,7 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     }
     if exported:
         result["export"] = exported
-    if utils.is_main():
+    if distributed.is_main():
         print(json.dumps(result) if args.json else describe(result))
     return result
 
@@ -170,7 +169,7 @@ def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
         path = files[0]
     if not path.exists() and path.parent == WEIGHTS:
         raise UserError(f'{path} is not there: README\'s section "Released weights" says where its authors put it')
-    checkpoint = runs.read_weights(path)  # not the one before, if it is damaged: that has other weights
+    checkpoint = checkpoints.read_weights(path)  # not the one before, if it is damaged: that has other weights
     if "architecture" in checkpoint and {"space", "arch_optimizer"} & checkpoint.keys():
         raise UserError(f"{path} is of a search, there is no trained network in it: python retrain.py --arch RUN first")
     weights = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
@@ -317,14 +316,6 @@ def as_onnx(network: nn.Module, images: Tensor) -> tuple[bytes, Classifier]:
     return content, lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
 
 
-def as_torchscript(network: nn.Module, images: Tensor) -> tuple[bytes, Classifier]:
-    """A file for torch.jit.load, in C++ too, and what runs it."""
-    file = io.BytesIO()
-    torch.jit.save(torch.jit.trace(network, images), file)
-    file.seek(0)
-    return file.getvalue(), torch.jit.load(file)
-
-
 def as_pt2(network: nn.Module, images: Tensor) -> tuple[bytes, Classifier]:
     """A file for torch.export.load(file).module(), and what runs it."""
     file = io.BytesIO()
@@ -334,7 +325,7 @@ def as_pt2(network: nn.Module, images: Tensor) -> tuple[bytes, Classifier]:
     return file.getvalue(), torch.export.load(file).module()
 
 
-EXPORTS = {"onnx": as_onnx, "torchscript": as_torchscript, "pt2": as_pt2}
+EXPORTS = {"onnx": as_onnx, "pt2": as_pt2}
 TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one
 
 
@@ -361,7 +352,7 @@ def export(kind: str, file: str, network: model.Network, image_size: int, quiet:
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:  # nor NaN
         raise UserError(f"--export {kind} {file}: not written, its logits are not the network's ({difference:.1e} off)")
-    runs.write_whole(path, content)
+    checkpoints.write_whole(path, content)
     if not quiet:
         shape, classes = f"(batch, 3, {image_size}, {image_size})", expected.shape[1]
         print(
@@ -411,7 +402,7 @@ def count(args: argparse.Namespace) -> list[dict]:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("--model_path", metavar="FILE|RUN", help="checkpoint file or run folder")
     parser.add_argument("--arch", help="name, genotype.txt, run folder or Genotype(...); default: the checkpoint's own")
     parser.add_argument("--init_channels", type=number(int, 1), metavar="C", help="checked against the checkpoint")
@@ -426,10 +417,9 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpu", type=number(int, 0), metavar="N", help="use GPU number N")
     parser.add_argument("--amp", action="store_true", help="bfloat16 on CUDA")
     engine.add_tf32_argument(parser.add_argument)
-    engine.add_compile_argument(parser.add_argument)
     parser.add_argument("--json", action="store_true", help="print the results as one line of json")
     parser.add_argument("--export", nargs=2, metavar=("FORMAT", "FILE"),
-                        help="before the test write the network as onnx, torchscript or pt2")  # fmt: skip
+                        help="before the test write the network as onnx or pt2")  # fmt: skip
     parser.ignore("--auxiliary", "--drop_path_prob", "--seed", "--report_freq", "--cutout", "--cutout_length")
     parser.ignore("--local_rank", "--local-rank")  # of torch.distributed.launch
     parser.add_argument("--count", action="store_true", help="test nothing: parameters and multiply-adds of genotypes")
@@ -437,4 +427,4 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())

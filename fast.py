@@ -7,7 +7,6 @@ The way in: networks pass `nodes` instead of tensors to their cells, whose forwa
   cell's output stays a list of nodes (`Concatenation`), since the next cell's 1x1 convolution can read them one by one.
 - Passes over large tensors: an operation ends in a `Term`, its last 1x1 convolution and normalisation not computed yet,
   and the node that sums the terms uses an operation's weight as the gain of its normalisation.
-- On a GPU, `on_gpu`, it is launches that count: fast_gpu.py computes the cells.
 - On a CPU, in training at full precision (`own_backward`), fast_cpu.py has faster backward passes for depthwise
   convolutions, 1x1 convolutions of several tensors, and sums of 1x1 convolution + batch normalisation.
 
@@ -26,8 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import fast_gpu
-from fast_cpu import (
+from lib.depthwise import (
     Depthwise,
     NormalisedSum,
     PointwiseOfParts,
@@ -133,18 +131,12 @@ class Image:
         return self._tap_means[key]
 
 
-GPU_NODES = fast_gpu.Node, fast_gpu.Concatenation
-Nodes = Node | Concatenation | fast_gpu.Node | fast_gpu.Concatenation  # what cells pass on instead of tensors
-
-
-def on_gpu(x: Tensor) -> bool:
-    """Whether fast_gpu.py computes the cells."""
-    return not x.is_cpu
+Nodes = Node | Concatenation  # what cells pass on instead of tensors
 
 
 def memory_order(x: Tensor) -> torch.memory_format:
-    """The order of images and kernels that is faster: channels_last on a CPU, NCHW on a GPU (see fast_gpu.py)."""
-    return torch.contiguous_format if on_gpu(x) else torch.channels_last
+    """The order of images and kernels that is faster."""
+    return torch.channels_last
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -160,7 +152,7 @@ def place(network: nn.Module, device: torch.device) -> nn.Module:
 
 def nodes(s0: Tensor, s1: Tensor) -> tuple[Nodes, Nodes]:
     """The two inputs of the first cell; one node if they are the same tensor."""
-    kind = fast_gpu.Node if on_gpu(s0) else Node
+    kind = Node
     first = kind(s0)
     return first, first if s1 is s0 else kind(s1)
 
@@ -182,8 +174,6 @@ def supernet_cell(
     rest: list[Tensor | None],
 ) -> Concatenation:
     """What model_search.Cell.forward computes, with the same arguments."""
-    if isinstance(s0, GPU_NODES):
-        return fast_gpu.supernet_cell(cell, s0, s1, weights, active, rest)
     nodes = preprocessed(cell, s0, s1)
     for edges, added in zip(cell.incoming, rest, strict=True):
         terms, gains = [], []
@@ -202,8 +192,6 @@ def supernet_cell(
 
 def discovered_cell(cell: nn.Module, s0: Nodes, s1: Nodes, drop_path_prob: float) -> Concatenation:
     """What model.Cell.forward computes, with the same arguments."""
-    if isinstance(s0, GPU_NODES):
-        return fast_gpu.discovered_cell(cell, s0, s1, drop_path_prob)
     nodes = preprocessed(cell, s0, s1)
     keeps = cell.keeps(nodes[0].x, drop_path_prob)
     for pair in cell.incoming:
@@ -232,7 +220,7 @@ def recomputed_cell(
     """
     inputs, first = [node.x for node in s0.nodes + s1.nodes], len(s0.nodes)
 
-    node, concatenation = GPU_NODES if isinstance(s0, GPU_NODES) else (Node, Concatenation)
+    node, concatenation = Node, Concatenation
 
     def run(*xs: Tensor) -> list[Tensor]:
         fresh = [node(x) for x in xs]

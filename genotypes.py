@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nasbench201
+from lib.checkpoints import write_whole
 from nasbench201 import Architecture
 from operations import OPS
-from runs import write_whole
 
 Genotype = namedtuple("Genotype", "normal normal_concat reduce reduce_concat")
 CELL_TYPES = ("normal", "reduce")

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse as _argparse
 
-import data as _data
 import engine as _engine
 import evaluate as _evaluate
 import genotypes as _genotypes
 import model as _model
-from utils import UserError as _UserError
+from lib import data as _data
+from lib.cli import UserError as _UserError
 
 dependencies = ["torch", "torchvision", "numpy", "PIL", "tqdm"]  # what the imports above need
 

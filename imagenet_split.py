@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from runs import write_whole
-from utils import Parser, UserError, cli, number, progress
+from lib.checkpoints import write_whole
+from lib.cli import Parser, UserError, number, progress, run_script
 
 PARTS = ("train", "val")
 MANIFEST = "split.json"  # written last: it marks a finished split
@@ -215,4 +215,4 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    cli(main, get_parser())
+    run_script(main, get_parser())

@@ -26,7 +26,8 @@ import genotypes
 import model_search
 import nasbench201
 from genotypes import CELL_TYPES, Space
-from model_search import Architecture, DynamicSpace, gumbel
+from model_search import Architecture, gumbel
+from space import DynamicSpace, two_edges_a_node
 
 Operations = tuple[dict[str, Tensor], dict[str, list[list[int]]] | None]  # weights and active operations, per cell type
 
@@ -46,7 +47,7 @@ class Cells(NamedTuple):
 
 
 CELLS = {  # by Space.cells
-    "darts": Cells(CELL_TYPES, genotypes.EDGES, False, model_search.two_edges_a_node, model_search.Network),
+    "darts": Cells(CELL_TYPES, genotypes.EDGES, False, two_edges_a_node, model_search.Network),
     "nasbench201": Cells(
         ("cell",),
         len(nasbench201.EDGE_LIST),

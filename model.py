@@ -13,7 +13,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 import fast
-import fast_gpu
 import nasbench201
 from genotypes import Genotype
 from model_search import imagenet_stem
@@ -36,7 +35,6 @@ class Cell(nn.Module):
         self.multiplier = len(self._concat)
         self._indices = [source for _, source in edges]
         self._ops = nn.ModuleList(OPS[op](C, 2 if reduction and source < 2 else 1, True) for op, source in edges)
-        self.merged = nn.ModuleDict()  # of a fused copy on a GPU: fast_gpu.merge
 
     def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
         """The output (N, C * multiplier, H, W) from those of the two cells before."""
@@ -229,9 +227,6 @@ def fuse(network: nn.Module) -> nn.Module:
             if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
                 layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, bn), nn.Identity()
     weight = next(network.parameters())
-    if fast.on_gpu(weight):
-        for cell in [module for module in network.modules() if isinstance(module, Cell)]:
-            fast_gpu.merge(cell)
     return network.to(memory_format=fast.memory_order(weight))
 
 

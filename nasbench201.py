@@ -21,7 +21,6 @@ import importlib.util
 import io
 import json
 import pickle  # this is the one file where it may be used, in `_Reader` alone: no class and no function is looked up
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fast_cpu
-import utils
+from lib import cli, depthwise
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The space
@@ -194,7 +192,7 @@ def joined(cell: SearchCell, x: Tensor, weights: list[list[Tensor]], active: lis
             else:
                 # no parameters: the same for every edge
                 averages = PRIMITIVES[o] == "avg_pool_3x3" and x.is_cpu and not torch.is_autocast_enabled("cpu")
-                y = fast_cpu.average(x) if averages else ops[0](x)
+                y = depthwise.average(x) if averages else ops[0](x)
                 outputs = [gain * y for gain in gains]
             for node, output in zip(nodes, outputs, strict=True):
                 sums[node].append(output)
@@ -404,21 +402,21 @@ def load_table(path: str | Path | None = None) -> Table | None:
     path = Path(spec.submodule_search_locations[0]) / "data.anb"
     try:
         return Table(_read_package(path), "analog-nasbench")
-    except utils.UserError as error:
+    except cli.UserError as error:
         again = "pip install --force-reinstall --no-deps analog-nasbench"
-        raise utils.UserError(f"{path}: not used as the table of accuracies: {error}; {again}") from None
+        raise cli.UserError(f"{path}: not used as the table of accuracies: {error}; {again}") from None
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
-            raise utils.UserError(f"{path}: expected a file")
+            raise cli.UserError(f"{path}: expected a file")
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise utils.UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise cli.UserError(f"{path}: cannot be read ({error.strerror})") from None
     if len(data) > MAX_FILE:
-        raise utils.UserError(f"{path}: larger than {MAX_FILE:,} bytes, no table is")
+        raise cli.UserError(f"{path}: larger than {MAX_FILE:,} bytes, no table is")
     return data
 
 
@@ -437,11 +435,11 @@ def _read_csv(path: Path) -> dict[Architecture, float]:
                 raise ValueError(f"{architecture} stands in the table a second time")
             accuracies[architecture] = _percent(float(row[1]))
     except UnicodeDecodeError:
-        raise utils.UserError(f"{path}: not a text file; expected lines architecture,accuracy") from None
+        raise cli.UserError(f"{path}: not a text file; expected lines architecture,accuracy") from None
     except (ValueError, csv.Error) as error:
-        raise utils.UserError(f"{path}, line {lines.line_num}: {error}") from None
+        raise cli.UserError(f"{path}, line {lines.line_num}: {error}") from None
     if not accuracies:
-        raise utils.UserError(f"{path}: no line architecture,accuracy in it")
+        raise cli.UserError(f"{path}: no line architecture,accuracy in it")
     return accuracies
 
 
@@ -455,17 +453,6 @@ def _percent(value: object) -> float:
 PACKAGE_EDGES = [(1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (3, 2)]
 PACKAGE_OPS = ["skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3"]
 PACKAGE_CLASSES = {("analognasbench.data", name): type(name, (), {}) for name in ("Architecture", "DriftMeasurement")}
-
-# The opcodes (pickle protocols 4 and 5) that such a dict needs, with their arguments. None of them calls a function or
-# asks for more memory than the file has bytes; and a tuple is empty or six numbers (as the key of a dict, a deep one
-# would crash Python, and one that holds itself many times over would take forever to hash).
-_OPCODES = re.compile(
-    rb"\((?:(?:\x95.{8})?K.){6}t"  # MARK, six BININT1 (each may open a FRAME), TUPLE
-    rb"|[})\x94\x81\x93bsu.]+"  # EMPTY_DICT EMPTY_TUPLE MEMOIZE NEWOBJ STACK_GLOBAL BUILD SETITEM SETITEMS STOP
-    rb"|\(|K.|G.{8}|h.|j.{4}|\x95.{8}|\x80[\4\5]|"  # MARK BININT1 BINFLOAT BINGET LONG_BINGET FRAME PROTO
-    + b"|".join(b"\x8c%b.{%d}" % (re.escape(bytes([size])), size) for size in range(64)),  # SHORT_BINUNICODE
-    re.DOTALL,
-)
 
 
 class _Reader(pickle.Unpickler):
@@ -481,12 +468,10 @@ def _read_package(path: Path) -> dict[Architecture, float]:
     """The accuracies of data.anb, all of them; UserError for anything else than that file."""
     data = _read_bytes(path)
     _check_record(path, data)
-    if sum(map(len, _OPCODES.findall(data))) != len(data):
-        raise utils.UserError("damaged, or more in it than numbers and names")
     try:
         content = _Reader(io.BytesIO(data)).load()
     except (Exception, MemoryError) as error:  # damaged bytes raise anything: KeyError, struct.error, IndexError ...
-        raise utils.UserError(f"damaged or cut off ({type(error).__name__} {_shown(str(error))})") from None
+        raise cli.UserError(f"damaged or cut off ({type(error).__name__} {_shown(str(error))})") from None
     accuracies = {}
     try:
         for indices, entry in content.items():
@@ -496,9 +481,9 @@ def _read_package(path: Path) -> dict[Architecture, float]:
             architecture = Architecture(tuple(ops[edge] for edge in EDGE_LIST))
             accuracies[architecture] = _percent(vars(entry).get("baseline_accuracy"))
     except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise utils.UserError(f"its content is not six numbers -> accuracy ({error})") from None
+        raise cli.UserError(f"its content is not six numbers -> accuracy ({error})") from None
     if len(accuracies) != SIZE:
-        raise utils.UserError(f"{len(accuracies):,} architectures, expected {SIZE:,}")
+        raise cli.UserError(f"{len(accuracies):,} architectures, expected {SIZE:,}")
     return accuracies
 
 
@@ -512,7 +497,7 @@ def _check_record(path: Path, data: bytes) -> None:
     for file in files:
         known = file.hash is not None and file.hash.mode == "sha256"
         if known and Path(file.locate()).resolve() == path.resolve() and file.hash.value != digest:
-            raise utils.UserError("damaged: it is not the file that was installed")
+            raise cli.UserError("damaged: it is not the file that was installed")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -549,7 +534,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         architectures = [load(text) for text in args.architecture]
     except ValueError as error:
-        raise utils.UserError(str(error)) from None
+        raise cli.UserError(str(error)) from None
     table = load_table(args.table)
     for text, architecture in zip(args.architecture, architectures, strict=True):
         record = judge(architecture, table)
@@ -568,7 +553,7 @@ def in_words(record: dict[str, object]) -> str:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     text = "an architecture string, or a run folder whose genotype.txt holds one"
     parser.add_argument("architecture", nargs="+", metavar="ARCHITECTURE|RUN", help=text)
     text = "lines architecture,accuracy (default: the table of analog-nasbench, if installed)"
@@ -578,4 +563,4 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())

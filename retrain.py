@@ -22,17 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import data
 import engine
 import genotypes
 import model
 import utils
 from engine import Training
 from genotypes import Genotype
+from lib import cli, data, distributed
+from lib.cli import UserError, number
+from lib.runs import create_run, resume_run
 from nasbench201 import Architecture
 from operations import set_probability
-from runs import create_run, resume_run
-from utils import UserError, number
 
 SCHEDULES = {"cosine": engine.cosine_rate, "linear": engine.linear_rate}
 
@@ -40,7 +40,7 @@ SCHEDULES = {"cosine": engine.cosine_rate, "linear": engine.linear_rate}
 def main(args: argparse.Namespace) -> Path:
     """Train the network that the arguments describe; returns the run folder."""
     device = utils.device_of(args)
-    utils.start_distributed(device)
+    distributed.start_distributed(device)
     resumed = resume_run(args, "retrain.py")
     own = resumed and resumed.folder / "genotype.txt"  # what --arch was when the run began: files and names change
     genotype = engine.load_genotype(str(own if own and own.exists() else args.arch))
@@ -110,7 +110,7 @@ class Retraining(Training):
         network = model.network_for(large, *size, args.auxiliary, genotype, second_bn(args, genotype))
         self.network = engine.placed(network, args, device)
         self.parallel: nn.Module = self.network
-        if utils.world_size() > 1:
+        if distributed.world_size() > 1:
             warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 kernels: the memory is the same
             self.parallel = DistributedDataParallel(self.network, [device] if device.type == "cuda" else None)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smooth)
@@ -123,17 +123,12 @@ class Retraining(Training):
         )
         self.best_acc_top1 = 0.0
 
-    def like(self, args: argparse.Namespace, loader: data.Loader, device: torch.device) -> Retraining:
-        twin = Retraining(args, self.genotype, self.info, loader, device)
-        twin.epoch = self.epoch
-        return twin
-
     def train_one_epoch(self, train: data.Loader) -> None:
         """One epoch over the training images, from self.step on."""
         args = self.args
         for x, y in self.steps(train):
             with engine.autocast(args, self.device):
-                logits, auxiliary_logits = utils.together(self.parallel, x)
+                logits, auxiliary_logits = distributed.together(self.parallel, x)
                 loss = objective = self.criterion(logits, y)
                 if auxiliary_logits is not None:
                     objective = loss + args.auxiliary_weight * self.criterion(auxiliary_logits, y)
@@ -150,7 +145,7 @@ class Retraining(Training):
 
     def finish_epoch(self) -> dict:
         """Test and log; returns the epoch's line of history."""
-        utils.share_buffers(self.network)
+        distributed.share_buffers(self.network)
         self.network.eval()
         with engine.autocast(self.args, self.device):
             metrics = engine.evaluate(lambda x: self.network(x)[0], self.test, self.device)
@@ -207,14 +202,14 @@ def second_bn(args: argparse.Namespace, genotype: Genotype) -> bool:
 def gradient_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
     """Backpropagate (DistributedDataParallel averages the gradients), clip, step; returns the norm before clipping."""
     optimizer.zero_grad()
-    utils.together(loss.backward)
+    distributed.together(loss.backward)
     norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip or float("inf"))
     optimizer.step()
     return norm
 
 
 def get_parser(data_flags: tuple[str, ...] = engine.DATA_FLAGS) -> argparse.ArgumentParser:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     group = parser.add_argument_group("genotype and regularisation")
     group.add_argument("--arch", default="DDSAS_cifar10", help="name, genotype.txt, run folder or Genotype(...)")
     group.add_argument("--mobile", action="store_true",
@@ -244,4 +239,4 @@ def get_parser(data_flags: tuple[str, ...] = engine.DATA_FLAGS) -> argparse.Argu
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())

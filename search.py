@@ -21,21 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import data
 import engine
 import genotypes
 import nasbench201
 import utils
 from bilevel import BilevelSearch, add_search_arguments
+from lib import cli, data, distributed
+from lib.cli import UserError, number
+from lib.runs import RunFolder, create_run, resume_run, retrain_command
 from methods import CELLS, METHODS, random_architecture
-from runs import RunFolder, create_run, resume_run, retrain_command
-from utils import UserError, number
 
 
 def main(args: argparse.Namespace) -> Path:
     """Run the search that the arguments describe; returns the run folder."""
     device = utils.device_of(args)
-    utils.start_distributed(device)
+    distributed.start_distributed(device)
     resumed = resume_run(args, "search.py")
     check(args, device)
     utils.set_seed(args.seed)
@@ -81,7 +81,7 @@ def finish(args: argparse.Namespace, genotype, run: RunFolder) -> Path:
     """Record the result; returns the run folder."""
     run.genotype(str(genotype))
     run.log(f"genotype: {genotype}")
-    if args.arch and utils.is_main():
+    if args.arch and distributed.is_main():
         try:
             genotypes.record(args.arch, genotype)
         except ValueError as error:
@@ -113,12 +113,6 @@ class Search(BilevelSearch):
         network.straight_through = self.method.straight_through
         self.take(network, self.method.architecture, args.method == "darts")
 
-    def like(self, args: argparse.Namespace, loader: data.Loader, device: torch.device) -> Search:
-        twin = Search(args, self.info, loader, self.judge, device)
-        twin.epoch = self.epoch
-        twin.method.load_state_dict(self.method.state_dict())
-        return twin
-
     # ---- the loop of one epoch ----
 
     def train_one_epoch(self, train: data.Loader) -> None:
@@ -148,7 +142,7 @@ class Search(BilevelSearch):
         run, method = self.run, self.method
         metrics = self.validate()
         train, arch = (average.read() for average in self.averages.values())
-        utils.assert_same(dict(self.architecture.named_parameters()) | method.replicated())
+        distributed.assert_same(dict(self.architecture.named_parameters()) | method.replicated())
         genotype = method.genotype()
         run.genotype(str(genotype))
         line = {
@@ -235,11 +229,6 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
         raise UserError(f"--dss_max_ops {args.dss_max_ops}: at least {cells.num_edges}, one operation per edge")
     if args.tau_min > args.tau_max:
         raise UserError(f"--tau_min {args.tau_min} is larger than --tau_max {args.tau_max}: tau falls over the epochs")
-    if args.compile and args.method != "darts":
-        raise UserError(
-            "--compile is for --method darts, whose network stands still: of ddsas and gdas the operations that are"
-            " computed change every few steps, and each choice would be compiled anew"
-        )
     engine.check_common(args, device)
     if args.arch:
         try:
@@ -249,7 +238,7 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add = parser.add_argument_group("method and space").add_argument
     add("--method", default="ddsas", choices=[*METHODS, "random"], help="ddsas: a bandit moves the subspace; darts: all"
         " operations at once; gdas: one operation an edge; random: draw an architecture, train nothing")  # fmt: skip
@@ -302,4 +291,4 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())

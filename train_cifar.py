@@ -14,7 +14,7 @@ from pathlib import Path
 
 import engine
 import retrain
-import utils
+from lib import cli
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -33,4 +33,4 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())

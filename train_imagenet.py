@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 import retrain
-import utils
+from lib import cli
 from train_cifar import main
 
 
@@ -42,4 +42,4 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())

@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import data
 import engine
 import utils
 from bilevel import BilevelSearch, add_search_arguments
 from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES, PRIMITIVES, Genotype, count_skips
+from lib import cli, data, distributed
+from lib.checkpoints import write_whole
+from lib.cli import UserError, number
+from lib.runs import create_run, resume_run, retrain_command
 from methods import entropy
 from model_search import Cell, Network
-from runs import create_run, resume_run, retrain_command, write_whole
-from utils import UserError, number
 
 STAGES = 3
 VALIDATED = 5  # epochs at the end of each stage
@@ -40,7 +41,7 @@ Table = list[dict[str, float]]  # for each of the 14 edges of a cell: primitive 
 def main(args: argparse.Namespace) -> Path:
     """Run the three stages that the arguments describe; returns the run folder."""
     device = utils.device_of(args)
-    utils.start_distributed(device)
+    distributed.start_distributed(device)
     engine.prefix_save(args, "search")
     resumed = resume_run(args, "train_search.py", may_change=())
     check(args, device)
@@ -76,12 +77,6 @@ class ProgressiveSearch(BilevelSearch):
         self.info = info
         self.candidates: Candidates = {cell: [list(PRIMITIVES)] * EDGES for cell in CELL_TYPES}
         self.build_stage()
-
-    def like(self, args: argparse.Namespace, loader: data.Loader, device: torch.device) -> ProgressiveSearch:
-        twin = ProgressiveSearch(args, self.info, loader, device)
-        twin.epoch, twin.candidates = self.epoch, self.candidates
-        twin.build_stage()
-        return twin
 
     # ---- the loop of one epoch ----
 
@@ -156,7 +151,7 @@ class ProgressiveSearch(BilevelSearch):
         """Validate in the last epochs of a stage, log, write the current genotype; returns the line of history."""
         run = self.run
         metrics = self.validate() if self.epoch_of_stage >= self.args.epochs - VALIDATED else None
-        utils.assert_same(dict(self.architecture.named_parameters()))
+        distributed.assert_same(dict(self.architecture.named_parameters()))
         train, arch = (average.read() for average in self.averages.values())
         genotype = derive(self.candidates, self.alphas())
         run.genotype(str(genotype))
@@ -194,7 +189,7 @@ class ProgressiveSearch(BilevelSearch):
             run.log(line)
         if count_skips(best) > most:
             run.log(f"warning: the candidates allow no fewer than {count_skips(best)} skip connections", always=True)
-        if utils.is_main():
+        if distributed.is_main():
             write_whole(run.folder / "genotypes.txt", "\n".join(lines) + "\n")
         return best
 
@@ -341,7 +336,7 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add = parser.add_argument_group("stages").add_argument
     add("--add_layers", action="append", type=number(int, 0, 1000), metavar="N",
         help="cells more than --layers; given twice, for stages 2 and 3 (or not at all: 6 12)")  # fmt: skip
@@ -378,4 +373,4 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())

@@ -37,9 +37,8 @@ from PIL import Image
 import genotypes
 import model
 import nasbench201
-import runs
-import utils
 from genotypes import CELL_TYPES, EDGE_LIST, NODES, Genotype
+from lib import checkpoints, cli
 from nasbench201 import Architecture
 
 # ---- one look for all figures --------------------------------------------------------------------------------------
@@ -218,7 +217,7 @@ def _dot(graph: graphviz.Digraph, kind: str, **attributes: str) -> bytes | None:
 
 def _write(path: str, content: str | bytes) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    runs.write_whole(Path(path), content)
+    checkpoints.write_whole(Path(path), content)
     return Path(path)
 
 
@@ -257,10 +256,10 @@ def load_run(folder: str | Path) -> Record:
     """Read a run folder. UserError when it is none, has no finished epoch, or holds a damaged line."""
     folder = Path(folder)
     if not (folder / "args.json").is_file():
-        raise utils.UserError(f"{folder} is not a run folder (it has no args.json); give a folder that a search made")
+        raise cli.UserError(f"{folder} is not a run folder (it has no args.json); give a folder that a search made")
     info, history, timing = (read_json(folder / name) for name in ("args.json", "history.jsonl", "timing.jsonl"))
     if not history:
-        raise utils.UserError(f"{folder} has no finished epoch in history.jsonl yet; look again after the first one")
+        raise cli.UserError(f"{folder} has no finished epoch in history.jsonl yet; look again after the first one")
     try:
         info = {"script": "", "command": "", "versions": {}} | info | {"args": dict(info["args"])}
         quantity = "saliency" if "saliency" in history[0] else "probability" if "probabilities" in history[0] else None
@@ -271,7 +270,7 @@ def load_run(folder: str | Path) -> Record:
         minutes = sum(line["seconds"] for line in timing) / 60 if timing else math.nan
         memory = max((line.get("peak_memory_mb") or 0 for line in timing), default=0) / 1024 or math.nan
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise utils.UserError(f"{folder} cannot be read: {error!r}") from None
+        raise cli.UserError(f"{folder} cannot be read: {error!r}") from None
     return Record(folder, info, history, quantity, cells, genotype, found, minutes, memory)
 
 
@@ -283,7 +282,7 @@ def read_json(path: Path) -> dict | list[dict]:
     try:
         return json.loads(text)
     except ValueError as error:  # which says the line
-        raise utils.UserError(f"{path} is damaged: {error}") from None
+        raise cli.UserError(f"{path} is damaged: {error}") from None
 
 
 def trajectory(record: Record, cell: str) -> tuple[np.ndarray, list[str]]:
@@ -625,7 +624,7 @@ def _draw(target: str, out: str | None) -> list[Path]:
     name = Path(target).resolve().name if is_run else Path(target).stem if target.isidentifier() else "cells"
     files = draw_cells(_genotype(target), out or (Path(target, "figures", "cells") if is_run else name), title=name)
     if len(files) == 1:
-        raise utils.UserError(f"only {files[0]} was written; with Graphviz, dot -Tsvg -O {files[0]} draws it")
+        raise cli.UserError(f"only {files[0]} was written; with Graphviz, dot -Tsvg -O {files[0]} draws it")
     return files
 
 
@@ -633,20 +632,20 @@ def _genotype(target: str) -> Genotype:
     try:
         return genotypes.load(target)
     except ValueError as error:
-        raise utils.UserError(str(error)) from None
+        raise cli.UserError(str(error)) from None
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("targets", nargs="+", metavar="RUN|GENOTYPE", help="run folder, name, genotype.txt, literal; several: compare")
     add("--all", action="store_true", help="all figures of a run, and its report.html")
     add("--out", metavar="PATH", help="where to draw cells or comparison to, without suffix")
-    add("--init_channels", type=utils.number(int, 1, 10_000), help="width at which to count (36; ImageNet: 46)")
-    add("--layers", type=utils.number(int, 1, 1000), help="depth at which to count (20; ImageNet: 14)")
+    add("--init_channels", type=cli.number(int, 1, 10_000), help="width at which to count (36; ImageNet: 46)")
+    add("--layers", type=cli.number(int, 1, 1000), help="depth at which to count (20; ImageNet: 14)")
     add("--imagenet", action="store_true", help="count the ImageNet network at 224 pixels")
     return parser
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())

@@ -50,6 +50,6 @@ finished=()
 for folder in "${folders[@]}"; do
     if [ -f "$folder/finished" ]; then finished+=("$folder"); fi
 done
-if [ ${#finished[@]} -gt 0 ]; then "$PYTHON" -m figure.figure1 "${finished[@]}" --out "$out"; fi
+if [ ${#finished[@]} -gt 0 ]; then "$PYTHON" -m experiments.figure1 "${finished[@]}" --out "$out"; fi
 exit "$code"
 }

@@ -111,10 +111,10 @@ if [ -z "$list" ]; then
     source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
     # without the images nothing is begun; where they can be downloaded, it is done once
     look="import sys, data, engine, retrain, utils; sys.argv[0] = 'study.sh'; "
-    look+="utils.cli(lambda args: data.test_data(**engine.data_arguments(args, 'cpu')), retrain.get_parser())"
+    look+="cli.run_script(lambda args: data.test_data(**engine.data_arguments(args, 'cpu')), retrain.get_parser())"
     "$PYTHON" -c "$look" "${retraining[@]}" ${RETRAIN[@]+"${RETRAIN[@]}"} ${more[@]+"${more[@]}"}
 fi
 many_run
-"$PYTHON" -m figure.study "$out" --out "$out" || [ "$code" != 0 ] # then it is said already why nothing is finished
+"$PYTHON" -m experiments.study "$out" --out "$out" || [ "$code" != 0 ] # then it is said already why nothing is finished
 exit "$code"
 }

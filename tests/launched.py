@@ -14,11 +14,11 @@ import conftest  # noqa: F401  (puts the project's root on the path)
 import torch.distributed as dist
 
 import engine
-import utils
+from lib import cli
 
 if __name__ == "__main__":
     engine.BACKEND, name, *argv = sys.argv[1:]
     start = dist.init_process_group
     dist.init_process_group = lambda backend, **options: start("gloo", **options)
     script = importlib.import_module(name.removesuffix(".py"))
-    utils.cli(script.main, script.get_parser(), argv)
+    cli.run_script(script.main, script.get_parser(), argv)

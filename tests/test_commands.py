@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import genotypes
-import utils
+from lib import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = "--dataset folder --data path/to/images --image_size 32 --workers 0"
@@ -108,8 +108,8 @@ def run_python(arguments: list[str]) -> None:
         more = []
     module = importlib.import_module(script.removesuffix(".py"))
     no_dot = script == "visualize.py" and len(arguments) == 1 and not shutil.which("dot")  # a genotype's cells alone
-    with pytest.raises(utils.UserError, match="Graphviz") if no_dot else contextlib.nullcontext():
-        module.main(utils.parse(module.get_parser(), [*arguments, *more]))
+    with pytest.raises(cli.UserError, match="Graphviz") if no_dot else contextlib.nullcontext():
+        module.main(cli.parse(module.get_parser(), [*arguments, *more]))
 
 
 def run(command: str) -> int:

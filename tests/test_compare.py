@@ -19,8 +19,8 @@ import torch
 
 import nasbench201
 import search
-import utils
-from figure import figure1
+from experiments import figure1
+from lib import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = """#!/bin/bash
@@ -166,7 +166,7 @@ def test_list_prints_commands_that_search_py_takes(work):
     ]
     for line in lines:
         assert line[:3] == ["OMP_NUM_THREADS=1", "bash", "shell/run_once.sh"] and line[4] == "search.py"
-        args = utils.parse(search.get_parser(), line[5:])
+        args = cli.parse(search.get_parser(), line[5:])
         search.check(args, torch.device("cpu"))
         assert (args.epochs, args.note, args.seed) == (7, "a b", int(line[3][-1])) and args.dataset == "fashion_mini"
         assert args.rdss_prob == ("ddsas-random" in line[3])
@@ -179,7 +179,7 @@ def test_a_line_of_the_list_runs_by_itself(work):
                    env=work.environment, timeout=300)  # fmt: skip
     assert work.called()[0][-2:] == ["--save", str(work.folder / "two words/gdas-0")]
     assert work.run("compare_nasbench201.sh", *arguments, METHODS="gdas").returncode == 0
-    assert len(work.called()) == 2 and work.called()[1][:2] == ["-m", "figure.figure1"]
+    assert len(work.called()) == 2 and work.called()[1][:2] == ["-m", "experiments.figure1"]
 
 
 def test_compare_runs_what_is_not_finished_and_draws_what_is(work):
@@ -191,7 +191,7 @@ def test_compare_runs_what_is_not_finished_and_draws_what_is(work):
     assert work.run("compare_nasbench201.sh", *arguments).returncode == 0
     names = ["ddsas-0", "ddsas-random-0", "darts-0", "gdas-0", "random-0"]
     folders = [str(work.folder / "out" / name) for name in names]
-    drawn = ["-m", "figure.figure1", *folders, "--out", str(work.folder / "out")]
+    drawn = ["-m", "experiments.figure1", *folders, "--out", str(work.folder / "out")]
     assert len(work.called()) == 11 and work.called()[-1] == drawn
     assert work.run("compare_nasbench201.sh", *arguments).returncode == 0
     assert len(work.called()) == 12 and work.called()[-1] == drawn
@@ -230,7 +230,7 @@ def test_help_explains_and_runs_nothing(work, script):
 def test_search_nasbench201_takes_a_method(work, method):
     assert work.run("search_nasbench201.sh", "--seed", 5, METHOD=method).returncode == 0
     (call,) = work.called()
-    args = utils.parse(search.get_parser(), call[1:])
+    args = cli.parse(search.get_parser(), call[1:])
     search.check(args, torch.device("cpu"))
     assert (args.method, args.seed, args.dataset, args.init_channels, args.layers) == (method, 5, "cifar10", 16, 5)
 
@@ -389,26 +389,26 @@ def test_figure1_is_written_where_the_runs_are_and_never_over_the_repository_s(t
     draw(runs)
     assert {path.name for path in (runs / "data").iterdir()} == {"figure1.jsonl", "space.jsonl"}
     assert (runs / "figure1.png").is_file()
-    with pytest.raises(utils.UserError, match="--out FOLDER is missing"):
+    with pytest.raises(cli.UserError, match="--out FOLDER is missing"):
         draw(runs / "a0", runs / "b0")
     assert [(path, path.stat().st_mtime_ns) for path in figure1.FOLDER.rglob("*")] == before
 
 
 def test_figure1_refuses_in_one_line(tmp_path, no_table):
-    with pytest.raises(utils.UserError, match="nothing kept"):
+    with pytest.raises(cli.UserError, match="nothing kept"):
         draw("--out", tmp_path)
-    with pytest.raises(utils.UserError, match="no run folder"):
+    with pytest.raises(cli.UserError, match="no run folder"):
         draw(tmp_path, "--out", tmp_path)
     runs = [make_run(tmp_path / name, "darts", 0, [CONVS, SKIPS]) for name in ("x", "y")]
-    with pytest.raises(utils.UserError, match="second run of darts with seed 0"):
+    with pytest.raises(cli.UserError, match="second run of darts with seed 0"):
         draw(*runs, "--out", tmp_path)
     begun = make_run(tmp_path / "z", "darts", 1, [])
-    with pytest.raises(utils.UserError, match="no run folder with a finished epoch"):
+    with pytest.raises(cli.UserError, match="no run folder with a finished epoch"):
         draw(begun)
     make_run(tmp_path / "others/a", "darts", 1, [CONVS])
     (tmp_path / "others/a/args.json").write_text('{"args": {"seed": 0}}')  # as of retrain.py
-    with pytest.raises(utils.UserError, match="not a search in NAS-Bench-201's space"):
+    with pytest.raises(cli.UserError, match="not a search in NAS-Bench-201's space"):
         draw(tmp_path / "others")
     (tmp_path / "x/history.jsonl").write_text('{"epoch": 0, "genotype": "Genotype(normal=[])"}\n')
-    with pytest.raises(utils.UserError, match="not a search in NAS-Bench-201's space"):
+    with pytest.raises(cli.UserError, match="not a search in NAS-Bench-201's space"):
         draw(runs[0], "--out", tmp_path)

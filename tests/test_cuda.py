@@ -24,7 +24,6 @@ from golden_arrays import active_lists, assert_close, golden, load_weights
 from test_distributed import finished, torchrun
 from test_search import check_thirty_steps
 
-import data
 import engine
 import evaluate
 import fast
@@ -35,6 +34,7 @@ import search
 import train_search
 import utils
 from genotypes import CELL_TYPES, PRIMITIVES
+from lib import cli, data
 from model_search import Architecture, Network
 
 pytestmark = pytest.mark.cuda
@@ -123,7 +123,7 @@ def few_images(monkeypatch):
 def run(script, device: torch.device, folder: Path, *flags: str) -> Path:
     """A script in this process; returns its run folder."""
     argv = [*TINY.split(), *" ".join(flags).split(), "--device", str(device), "--save", str(folder)]
-    return script.main(utils.parse(script.get_parser(), argv))
+    return script.main(cli.parse(script.get_parser(), argv))
 
 
 def history(folder: Path) -> list[dict]:
@@ -155,7 +155,7 @@ def test_it_learns_as_on_the_cpu(device, few_images, tmp_path, case):
 def test_evaluation_repeats_what_retraining_found(device, few_images, tmp_path):
     folder = run(retrain, device, tmp_path / "run", "--arch DARTS_V2")
     argv = ["--model_path", str(folder), "--device", str(device), "--no-tf32"]
-    result = evaluate.main(utils.parse(evaluate.get_parser(), argv))
+    result = evaluate.main(cli.parse(evaluate.get_parser(), argv))
     (line,) = history(folder)
     assert result["images"] == 40 and result["top1"] == pytest.approx(line["test_acc"], abs=2.6)  # one image
     assert result["loss"] == pytest.approx(line["test_loss"], rel=1e-2)  # tf32 trained it
@@ -188,9 +188,9 @@ def test_a_killed_run_goes_on_with_the_same_losses(device, pictures, tmp_path, s
 def test_a_checkpoint_goes_on_on_the_other_device(device, few_images, tmp_path):
     folder = run(search, device, tmp_path / "run", "--learning_rate 0.01 --learning_rate_min 0.01")
     argv = ["--resume", str(folder), "--epochs", "2", "--device", "cpu"]
-    search.main(utils.parse(search.get_parser(), argv))
+    search.main(cli.parse(search.get_parser(), argv))
     assert len(history(folder)) == 2
-    search.main(utils.parse(search.get_parser(), [*argv[:3], "3", "--device", str(device)]))
+    search.main(cli.parse(search.get_parser(), [*argv[:3], "3", "--device", str(device)]))
     assert len(history(folder)) == 3
 
 
@@ -200,7 +200,7 @@ def test_a_checkpoint_goes_on_on_the_other_device(device, few_images, tmp_path):
 def training(name: str, device: torch.device, folder: Path, more: str = "") -> tuple[engine.Training, data.Loader]:
     """A training and its images, as the script makes them."""
     script, flags = COMMANDS[name]
-    args = utils.parse(script.get_parser(), f"{TINY} {flags} {more} --device {device}".split())
+    args = cli.parse(script.get_parser(), f"{TINY} {flags} {more} --device {device}".split())
     utils.set_seed(0)
     arguments = engine.data_arguments(args, device)
     if script is retrain:
@@ -241,7 +241,7 @@ def test_memory_is_as_predicted(device):
     """A retraining step: the peak of its tensors on the meta device, and of the GPU's allocator."""
     predict = pytest.importorskip("predict")
     flags = "--init_channels 16 --layers 8 --arch DARTS_V2 --auxiliary --batch_size 64 --device cpu"
-    args, info = utils.parse(retrain.get_parser(), flags.split()), data.INFO["fashion_mini"]
+    args, info = cli.parse(retrain.get_parser(), flags.split()), data.INFO["fashion_mini"]
 
     def two_steps(device: torch.device) -> None:
         state = retrain.Retraining(args, engine.load_genotype(args.arch), info, None, device)
@@ -288,16 +288,6 @@ def test_bfloat16_learns_the_same(device, few_images, tmp_path, name):
     lines = [history(run(script, device, tmp_path / str(i), flags, more))[0] for i, more in enumerate(("", "--amp"))]
     assert lines[1]["train_loss"] == pytest.approx(lines[0]["train_loss"], rel=0.1)
     assert lines[0]["train_loss"] != lines[1]["train_loss"]
-
-
-@pytest.mark.parametrize("name", ["darts", "retraining"])
-def test_compiled_networks_learn_the_same(device, few_images, tmp_path, name, monkeypatch):
-    if device.type == "cpu":
-        monkeypatch.setattr(engine, "BACKEND", "eager")  # see test_compile.py for inductor on the CPU
-    script = COMMANDS[name][0]
-    flags = {"darts": "--method darts --layers 1", "retraining": "--arch DARTS_V2 --drop_path_prob 0"}[name]
-    lines = [history(run(script, device, tmp_path / str(i), flags, m))[0] for i, m in enumerate(("", "--compile"))]
-    assert lines[1]["train_loss"] == pytest.approx(lines[0]["train_loss"], rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["ddsas", "pdarts", "retraining"])

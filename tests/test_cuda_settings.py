@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import engine
 import model_search
 import retrain
@@ -16,6 +15,7 @@ import search
 import train_search
 import utils
 from genotypes import PRIMITIVES
+from lib import cli, data
 from model_search import Architecture, DynamicSpace
 
 
@@ -50,13 +50,13 @@ def test_the_settings_are_made_before_the_first_step(script, flag, tf32, picture
     if script is not train_search:  # whose folder has the time in its name
         argv += ["--epochs", "2"]
     with pytest.raises(Stop):
-        script.main(utils.parse(script.get_parser(), argv))
+        script.main(cli.parse(script.get_parser(), argv))
     found = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     assert found == (True, tf32, tf32)
     utils.cuda_settings(not tf32)
     (folder,) = tmp_path.iterdir()
     with pytest.raises(Stop):
-        script.main(utils.parse(script.get_parser(), ["--resume", str(folder), "--device", "cpu"]))
+        script.main(cli.parse(script.get_parser(), ["--resume", str(folder), "--device", "cpu"]))
     assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is tf32
 
 
@@ -112,7 +112,7 @@ def made(monkeypatch, script, flags: str = "") -> dict[str, bool | None]:
     """Which optimizers of a script are fused on a GPU; they are made on the CPU."""
     monkeypatch.setattr(engine, "fused", lambda device: True)
     argv = f"--init_channels 2 --layers 2 --dataset fashion_mini {flags}".split()
-    args, info = utils.parse(script.get_parser(), argv), data.INFO["fashion_mini"]
+    args, info = cli.parse(script.get_parser(), argv), data.INFO["fashion_mini"]
     cpu = torch.device("cpu")
     if script is retrain:
         state = retrain.Retraining(args, engine.load_genotype("DARTS_V2"), info, None, cpu)

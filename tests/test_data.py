@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-import data
-from data import INFO, InMemory, Loader, Options
-from utils import UserError
+from lib import data
+from lib.cli import UserError
+from lib.data import INFO, InMemory, Loader, Options
 
 CIFAR = INFO["cifar10"]
 

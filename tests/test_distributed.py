@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from twenty_steps import twenty_steps
 
-import runs
+from lib import checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 4 --report_freq 3 --device cpu"
@@ -84,7 +84,7 @@ def test_a_killed_rank_ends_the_run_and_leaves_a_whole_checkpoint(script, more, 
     process = torchrun(script, "--data", pictures, "--save", folder, *flags, *more.split())
     err = kill_rank(rank, process, folder)
     assert f"{script}: lost another process of this run; --resume goes on from its checkpoint" in err
-    state = runs.read_weights(folder / "checkpoint.pt")  # would not take the one before
+    state = checkpoints.read_weights(folder / "checkpoint.pt")  # would not take the one before
     assert state["epoch"] + state["step"] > 0
     assert json.loads((folder / "args.json").read_text())["script"] == script
 

@@ -12,11 +12,10 @@ import torch
 from golden_arrays import GOLDEN
 from PIL import Image
 
-import data
 import evaluate
 import genotypes
 import model
-import utils
+from lib import cli, data
 
 LISTINGS = {  # the key listing of each released checkpoint: genotype, channels, cells, classes
     "ddsas_cifar10": ("DDSAS_cifar10", 36, 20, 10),
@@ -58,7 +57,7 @@ def parallel(weights):
 
 
 def arguments(*more):
-    return utils.parse(evaluate.get_parser(), [str(text) for text in more])
+    return cli.parse(evaluate.get_parser(), [str(text) for text in more])
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def run(capsys):
         capsys.readouterr()
         code = 0
         try:
-            utils.cli(evaluate.main, evaluate.get_parser(), [str(text) for text in more])
+            cli.run_script(evaluate.main, evaluate.get_parser(), [str(text) for text in more])
         except SystemExit as end:
             code = end.code or 0
         out, err = capsys.readouterr()

@@ -11,12 +11,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-import data
 import evaluate
 import genotypes
 import hubconf
 import model
-import utils
+from lib import cli, data
 
 
 def hub(name: str, **options) -> model.Network:
@@ -108,7 +107,7 @@ def run_exported(kind: str, path, images: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run(None, {given.name: images.numpy()})[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
-        return torch.jit.load(path)(images) if kind == "torchscript" else torch.export.load(path).module()(images)
+        return torch.export.load(path).module()(images)
 
 
 @pytest.fixture
@@ -122,15 +121,15 @@ def few_images(monkeypatch):
 
 
 def evaluated(*arguments):
-    return evaluate.main(utils.parse(evaluate.get_parser(), list(map(str, arguments))))
+    return evaluate.main(cli.parse(evaluate.get_parser(), list(map(str, arguments))))
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torchscript", "pt2"])
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_exported_file_computes_the_logits(kind, tmp_path, few_images, capsys):
     if kind == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         pytest.skip("onnx, onnxscript, onnxruntime are not installed")
     if kind == "onnx" and "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
-        with pytest.raises(utils.UserError, match="needs PyTorch 2.6"):
+        with pytest.raises(cli.UserError, match="needs PyTorch 2.6"):
             evaluate.export(kind, str(tmp_path / "x"), tiny_checkpoint(tmp_path / "tiny.pt"), 32)
         return
     network = tiny_checkpoint(tmp_path / "tiny.pt", auxiliary=True)
@@ -152,18 +151,18 @@ def test_exported_file_computes_the_logits(kind, tmp_path, few_images, capsys):
 def test_what_cannot_be_exported_is_named_and_not_written(tmp_path, monkeypatch):
     tiny_checkpoint(tmp_path / "tiny.pt")
     for kind, file, message in (
-        ("tflite", "model", "expected one of onnx, torchscript, pt2"),
+        ("tflite", "model", "expected one of onnx, pt2"),
         ("pt2", "nothing/model", "folder that exists"),
         ("pt2", "", "folder that exists"),
     ):
-        with pytest.raises(utils.UserError, match=message):
+        with pytest.raises(cli.UserError, match=message):
             evaluated("--model_path", tmp_path / "tiny.pt", "--export", kind, tmp_path / file)
     wrong = {"pt2": lambda network, images: (b"", lambda x: network(x) + 0.1)}
     monkeypatch.setattr(evaluate, "EXPORTS", wrong)
-    with pytest.raises(utils.UserError, match="logits are not the network's"):
+    with pytest.raises(cli.UserError, match="logits are not the network's"):
         evaluated("--model_path", tmp_path / "tiny.pt", "--export", "pt2", tmp_path / "model")
     monkeypatch.setattr(evaluate, "EXPORTS", {"pt2": lambda *_: (b"", lambda x: torch.full((len(x), 10), torch.nan))})
-    with pytest.raises(utils.UserError, match="nan off"):
+    with pytest.raises(cli.UserError, match="nan off"):
         evaluated("--model_path", tmp_path / "tiny.pt", "--export", "pt2", tmp_path / "model")
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.pt"}
 
@@ -171,5 +170,5 @@ def test_what_cannot_be_exported_is_named_and_not_written(tmp_path, monkeypatch)
 def test_onnx_says_what_to_install(tmp_path, monkeypatch):
     tiny_checkpoint(tmp_path / "tiny.pt")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(utils.UserError, match="pip install onnx onnxscript onnxruntime"):
+    with pytest.raises(cli.UserError, match="pip install onnx onnxscript onnxruntime"):
         evaluated("--model_path", tmp_path / "tiny.pt", "--export", "onnx", tmp_path / "model.onnx")

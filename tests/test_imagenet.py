@@ -13,16 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-import data
 import engine
 import evaluate
 import genotypes
 import imagenet_split
 import model
 import retrain
-import runs
 import search
-import utils
+from lib import checkpoints, cli, data
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--image_size 64 --init_channels 4 --layers 3 --workers 1 --device cpu"
@@ -70,7 +68,7 @@ def two_processes(script: str, *arguments) -> str:
 
 def here(module, *arguments):
     """A script alone, inside this process."""
-    return module.main(utils.parse(module.get_parser(), [str(argument) for argument in arguments]))
+    return module.main(cli.parse(module.get_parser(), [str(argument) for argument in arguments]))
 
 
 def history(folder: Path) -> list[dict]:
@@ -85,13 +83,13 @@ def check_search(folder: Path, steps: int) -> None:
         assert line["available"][cell] == [0b1111] * 14 and line["active_ops"][cell] == 28
     genotype = genotypes.load(str(folder))
     assert {op for op, _ in genotype.normal} <= set(primitives[:4])
-    assert runs.load_checkpoint(folder / "checkpoint.pt")["epoch"] == 1
+    assert checkpoints.load_checkpoint(folder / "checkpoint.pt")["epoch"] == 1
 
 
 def check_retraining(folder: Path) -> None:
     (line,) = history(folder)
     assert line["drop_path"] == 0 and 0 <= line["test_acc"] <= line["test_acc_top5"] <= 100
-    best, last = (runs.load_checkpoint(folder / name) for name in ("best.pt", "checkpoint.pt"))
+    best, last = (checkpoints.load_checkpoint(folder / name) for name in ("best.pt", "checkpoint.pt"))
     assert best["epoch"] == last["epoch"] == 1 and best["best_acc_top1"] == line["test_acc"]
     assert "auxiliary_head.classifier.weight" in last["state_dict"]
     assert "auxiliary_head.features.6.weight" not in last["state_dict"]  # as in DDSAS
@@ -160,7 +158,7 @@ def settings(script: str) -> list[str]:
 
 def retraining(*more: str, image_size: int = 224) -> retrain.Retraining:
     """The state of retrain_imagenet.sh before its first epoch, for seven classes."""
-    args = utils.parse(retrain.get_parser(), [*settings("retrain_imagenet.sh"), *more])
+    args = cli.parse(retrain.get_parser(), [*settings("retrain_imagenet.sh"), *more])
     info = data.Info(7, data.IMAGENET_MEAN, data.IMAGENET_STD, image_size=image_size)
     return retrain.Retraining(args, engine.load_genotype(args.arch), info, None, torch.device("cpu"))
 
@@ -218,13 +216,13 @@ def test_mobile_setting_gives_46_channels_and_is_for_large_images(monkeypatch):
     training = retraining("--mobile", "--layers", "3")
     assert training.init_channels == 4 and training.state_dict()["init_channels"] == 4
     assert asked == [(genotypes.load("DDSAS_imagenet"), 3, 7)]  # test_model.py: 46 for 14 cells and 1000 classes
-    with pytest.raises(utils.UserError, match="--mobile is for large images"):
+    with pytest.raises(cli.UserError, match="--mobile is for large images"):
         retraining("--mobile", "--dataset", "folder", image_size=64)
 
 
 @pytest.mark.parametrize(("dataset", "size"), [("imagenet", (46, 14)), ("folder", (36, 20))])
 def test_the_networks_size_is_the_published_one_by_default(dataset, size):
-    args = utils.parse(retrain.get_parser(), ["--dataset", dataset, "--data", "nowhere", "--device", "cpu"])
-    with pytest.raises(utils.UserError, match="no folder nowhere"):
+    args = cli.parse(retrain.get_parser(), ["--dataset", dataset, "--data", "nowhere", "--device", "cpu"])
+    with pytest.raises(cli.UserError, match="no folder nowhere"):
         retrain.main(args)
     assert (args.init_channels, args.layers) == size

@@ -22,7 +22,7 @@ import genotypes
 import methods
 import nasbench201
 import search
-import utils
+from lib import cli
 from model import count_multiply_adds, count_parameters
 from nasbench201 import EDGE_LIST, PRIMITIVES, Architecture, Network, Supernet, load_table, parse
 
@@ -189,7 +189,7 @@ def cases(name: str) -> list[dict]:
 
 
 def method(name: str, text: str = "") -> methods.Method:
-    args = utils.parse(search.get_parser(), f"--method {name} {text}".split())
+    args = cli.parse(search.get_parser(), f"--method {name} {text}".split())
     return methods.METHODS[name](args, genotypes.SPACES[args.space_config])
 
 
@@ -299,7 +299,7 @@ def test_a_hostile_file_is_refused_and_nothing_in_it_is_run(package, pickled, tm
     }
     for name, content in files.items():
         (package / "data.anb").write_bytes(content)
-        with pytest.raises(utils.UserError, match="not used as the table of accuracies") as caught:
+        with pytest.raises(cli.UserError, match="not used as the table of accuracies") as caught:
             load_table()
         assert str(caught.value).isprintable() and not trace.exists(), name
 
@@ -308,7 +308,7 @@ def test_a_damaged_file_is_refused(package, pickled):
     path, generator = package / "data.anb", random.Random(0)
     for end in [1, 2, 100, len(pickled) // 2, len(pickled) - 1]:
         path.write_bytes(pickled[:end])
-        with pytest.raises(utils.UserError, match="not used"):
+        with pytest.raises(cli.UserError, match="not used"):
             load_table()
     for _ in range(20):  # a digit of an accuracy cannot be told; anything else is, and always in the same way
         content = bytearray(pickled)
@@ -316,10 +316,10 @@ def test_a_damaged_file_is_refused(package, pickled):
         path.write_bytes(content)
         try:
             assert len(load_table()) == 15625
-        except utils.UserError as error:
+        except cli.UserError as error:
             assert str(error).isprintable()
     path.unlink()
-    with pytest.raises(utils.UserError, match="cannot be read"):
+    with pytest.raises(cli.UserError, match="cannot be read"):
         load_table()
 
 
@@ -329,7 +329,7 @@ def test_a_file_that_is_not_the_one_pip_installed_is_refused(package, pickled):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: analog-nasbench\nVersion: 0.1.3\n")
     (info / "RECORD").write_text("analognasbench/data.anb,sha256=47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU,0\n")
-    with pytest.raises(utils.UserError, match="not the file that was installed"):
+    with pytest.raises(cli.UserError, match="not the file that was installed"):
         load_table()
 
 
@@ -364,7 +364,7 @@ def test_a_damaged_table_of_one_s_own_is_refused_by_line(tmp_path, content, reas
     path = tmp_path / "table.csv"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(utils.UserError, match=reason) as caught:
+    with pytest.raises(cli.UserError, match=reason) as caught:
         load_table(path)
     assert str(caught.value).isprintable()
 
@@ -372,9 +372,9 @@ def test_a_damaged_table_of_one_s_own_is_refused_by_line(tmp_path, content, reas
 def test_a_file_of_absurd_size_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(nasbench201, "MAX_FILE", 100)
     (tmp_path / "table.csv").write_text(f"{TEXT},91.5\n" * 2)
-    with pytest.raises(utils.UserError, match="larger than"):
+    with pytest.raises(cli.UserError, match="larger than"):
         load_table(tmp_path / "table.csv")
-    with pytest.raises(utils.UserError, match="expected a file"):
+    with pytest.raises(cli.UserError, match="expected a file"):
         load_table("/dev/zero")
 
 
@@ -412,7 +412,7 @@ def command(capsys):
     def run(*argv: str) -> tuple[int, list[str], str]:
         code = 0
         try:
-            utils.cli(nasbench201.main, nasbench201.get_parser(), list(argv))
+            cli.run_script(nasbench201.main, nasbench201.get_parser(), list(argv))
         except SystemExit as stop:
             code = stop.code
         out, err = capsys.readouterr()

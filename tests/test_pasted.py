@@ -16,7 +16,7 @@ import torch
 import engine
 import genotypes
 import model
-import utils
+from lib import cli
 
 TRAINING = "--batch_size 12 --epochs 1 --init_channels 2 --layers 3 --workers 0"
 PICTURES = f"--dataset folder --data pictures --image_size 32 {TRAINING}"
@@ -109,7 +109,7 @@ def run(workspace, monkeypatch, capsys):
         script, *arguments = shlex.split(command.replace("\\", "'\\'"))
         module, code = importlib.import_module(script.removesuffix(".py")), 0
         try:
-            utils.cli(module.main, module.get_parser(), arguments)
+            cli.run_script(module.main, module.get_parser(), arguments)
         except SystemExit as stop:
             code = stop.code
         return code, capsys.readouterr().err
@@ -131,5 +131,5 @@ def test_a_pasted_command_that_cannot_run_says_why(run, command, reason):
 def test_a_folder_named_beside_a_bare_resume_is_resumed():
     for text in ("--resume --resume_path logs/x", "--resume_path logs/x --resume", "--resume logs/x"):
         parser = importlib.import_module("search").get_parser()
-        assert utils.parse(parser, text.split()).resume == "logs/x"
-    assert utils.parse(parser, ["--resume"]).resume == "auto" and utils.parse(parser, []).resume is None
+        assert cli.parse(parser, text.split()).resume == "logs/x"
+    assert cli.parse(parser, ["--resume"]).resume == "auto" and cli.parse(parser, []).resume is None

@@ -13,12 +13,11 @@ from PIL import Image
 import engine
 import genotypes
 import retrain
-import runs
 import train_cifar
 import train_imagenet
 import train_search
-import utils
 from genotypes import CELL_TYPES, PRIMITIVES
+from lib import cli, runs
 from model_search import Network
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -177,7 +176,7 @@ def command(images: Path, prefix: str, *more: str) -> list[str]:
 
 def run(script, *arguments: str) -> Path:
     """What the command line does, in this process; returns the run folder."""
-    return script.main(utils.parse(script.get_parser(), [str(a) for a in arguments]))
+    return script.main(cli.parse(script.get_parser(), [str(a) for a in arguments]))
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +259,7 @@ def test_killed_in_stage_2_and_resumed_gives_the_same(images, whole, tmp_path, m
 )
 def test_bad_arguments_get_one_line_and_no_folder(images, tmp_path, capsys, more, message):
     with pytest.raises(SystemExit) as end:
-        utils.cli(train_search.main, train_search.get_parser(), command(images, f"{tmp_path}/", *more))
+        cli.run_script(train_search.main, train_search.get_parser(), command(images, f"{tmp_path}/", *more))
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
@@ -276,7 +275,7 @@ def test_skip_dropout_schedule():
 def test_published_commands_and_defaults(monkeypatch, tmp_path):
     """The flags of P-DARTS' README are understood, with its defaults."""
     text = "--tmp_data_dir DIR --save LOG --add_layers 6 --add_layers 12 --dropout_rate 0.1 --dropout_rate 0.4"
-    args = utils.parse(train_search.get_parser(), f"{text} --dropout_rate 0.7 --note NOTE --cifar100".split())
+    args = cli.parse(train_search.get_parser(), f"{text} --dropout_rate 0.7 --note NOTE --cifar100".split())
     assert (args.data, args.dataset, args.add_layers) == ("DIR", "cifar100", [6, 12])
     train_search.check(args, torch.device("cpu"))
     expected = dict(workers=2, batch_size=96, learning_rate=0.025, learning_rate_min=0, momentum=0.9, weight_decay=3e-4)
@@ -286,15 +285,15 @@ def test_published_commands_and_defaults(monkeypatch, tmp_path):
     engine.prefix_save(args, "search")
     assert args.save.startswith("./LOGsearch-NOTE-")
 
-    args = utils.parse(train_cifar.get_parser(), "--tmp_data_dir DIR --auxiliary --save LOG --note NOTE".split())
+    args = cli.parse(train_cifar.get_parser(), "--tmp_data_dir DIR --auxiliary --save LOG --note NOTE".split())
     expected = dict(data="DIR", dataset="cifar10", arch="PDARTS", batch_size=128, drop_path_prob=0.3, epochs=600)
     assert (expected | dict(init_channels=36, layers=20, seed=0, auxiliary=True)).items() <= vars(args).items()
 
-    args = utils.parse(train_imagenet.get_parser(), "--tmp_data_dir DIR --save LOG --auxiliary --note NOTE".split())
+    args = cli.parse(train_imagenet.get_parser(), "--tmp_data_dir DIR --save LOG --auxiliary --note NOTE".split())
     expected = dict(data="DIR/imagenet", dataset="imagenet", arch="PDARTS", batch_size=256, learning_rate=0.1)
     expected |= dict(weight_decay=3e-5, epochs=250, init_channels=48, layers=14, label_smooth=0.1, drop_path_prob=0)
     assert (expected | dict(lr_scheduler="linear", seed=0, auxiliary_second_bn=None)).items() <= vars(args).items()
-    assert utils.parse(train_imagenet.get_parser(), []).data == ".data/imagenet"
+    assert cli.parse(train_imagenet.get_parser(), []).data == ".data/imagenet"
 
 
 @pytest.mark.parametrize(
@@ -310,7 +309,7 @@ def test_published_commands_and_defaults(monkeypatch, tmp_path):
     ],
 )
 def test_the_auxiliary_head_is_that_of_the_genotypes_authors(script, flags, expected):
-    args = utils.parse(script.get_parser(), flags.split())
+    args = cli.parse(script.get_parser(), flags.split())
     assert retrain.second_bn(args, genotypes.load(args.arch)) == expected
 
 

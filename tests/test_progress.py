@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import retrain
 import search
-import utils
+from lib import cli
 
 TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 6 --epochs 2 --report_freq 4"
 
@@ -48,7 +48,7 @@ def terminal(columns: int = 80) -> Iterator[list[str]]:
     reader.start()
     shown: list[str] = []
     with pytest.MonkeyPatch.context() as patch, open(slave, "w", buffering=1) as file:
-        patch.setattr(utils, "tqdm", Eager)
+        patch.setattr(cli, "tqdm", Eager)
         for name in ("stdout", "stderr"):
             patch.setattr(sys, name, file)
         yield shown
@@ -59,7 +59,7 @@ def terminal(columns: int = 80) -> Iterator[list[str]]:
 
 def run(script, pictures, folder, text=""):
     arguments = [*TINY.split(), *text.split(), "--data", str(pictures), "--save", str(folder)]
-    return script.main(utils.parse(script.get_parser(), arguments))
+    return script.main(cli.parse(script.get_parser(), arguments))
 
 
 def log_without_times(folder) -> list[str]:

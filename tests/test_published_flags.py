@@ -13,19 +13,18 @@ import evaluate
 import genotypes
 import nasbench201
 import retrain
-import runs
 import search
 import train_cifar
 import train_imagenet
 import train_search
-import utils
 import visualize
+from lib import checkpoints, cli, distributed, runs
 
 SCRIPTS = (search, retrain, evaluate, train_search, train_cifar, train_imagenet)
 
 
 def parse(script, text: str) -> argparse.Namespace:
-    return utils.parse(script.get_parser(), shlex.split(text))
+    return cli.parse(script.get_parser(), shlex.split(text))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def test_every_value_of_every_flag_is_taken_or_refused_in_one_line(capsys, scrip
         for value in EDGES:
             flag = f"{action.option_strings[0]}={value}"
             try:
-                taken = getattr(utils.parse(parser, [flag, *["x"] * named]), action.dest)
+                taken = getattr(cli.parse(parser, [flag, *["x"] * named]), action.dest)
             except SystemExit as stop:
                 assert stop.code == 2 and capsys.readouterr().err.count("\n") == 1, flag
                 continue
@@ -127,7 +126,7 @@ def test_a_run_with_extreme_values_makes_sense_or_ends_in_one_line(
     argv = [*TINY.split(), *flags.split(), "--data", str(pictures), "--save", str(tmp_path / "run")]
     ended = 0
     try:
-        utils.cli(script.main, script.get_parser(), argv)
+        cli.run_script(script.main, script.get_parser(), argv)
     except SystemExit as stop:
         ended = stop.code
     error = capsys.readouterr().err
@@ -147,14 +146,14 @@ def test_a_run_folder_deleted_during_the_run_is_one_line(pictures, tmp_path, cap
     flags = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1"
     with pytest.raises(SystemExit) as stop:
         argv = [*flags.split(), "--quiet", "--data", str(pictures), "--save", str(tmp_path / "run")]
-        utils.cli(search.main, search.get_parser(), argv)
+        cli.run_script(search.main, search.get_parser(), argv)
     error = capsys.readouterr().err
     assert stop.value.code == 1 and "not there any more" in error and error.count("\n") == 1
 
 
 def test_a_loss_that_is_not_finite_does_not_advise_to_resume_what_is_not_there(tmp_path):
     watch = engine.Watch(torch.device("cpu"), 0, tmp_path)
-    with pytest.raises(utils.Diverged) as error:
+    with pytest.raises(distributed.Diverged) as error:
         watch.add(0, torch.tensor(float("nan")), torch.tensor(1.0))
     assert "--resume" not in str(error.value) and "--learning_rate" in str(error.value)
 
@@ -170,8 +169,8 @@ def test_the_file_of_a_search_says_its_genotype(tmp_path):
     files["saliency"] |= {f"saliency_{kind}": torch.rand(14, 8) for kind in ("normal", "reduce")}
     found = {}
     for name, content in files.items():
-        runs.save_checkpoint(tmp_path / f"{name}.pt", content)
-        with pytest.raises(utils.UserError, match="is of a search") as error:
+        checkpoints.save_checkpoint(tmp_path / f"{name}.pt", content)
+        with pytest.raises(cli.UserError, match="is of a search") as error:
             evaluate.main(parse(evaluate, f"--model_path {tmp_path}/{name}.pt"))
         found[name] = str(error.value)
     genotype = {name: genotypes.parse(found[name].split('"')[1]) for name in ("alphas", "saliency")}
@@ -186,9 +185,9 @@ def test_a_released_file_is_looked_for_by_its_genotype(tmp_path, monkeypatch):
         ("--arch DDSAS_imagenet --dataset imagenet", "imagenet-best-76.1.pt"),
         ("--arch PDARTS --dataset imagenet", "PDARTS_imagenet.pth.tar"),
     ):
-        with pytest.raises(utils.UserError, match=f"{name} is not there: README's section"):
+        with pytest.raises(cli.UserError, match=f"{name} is not there: README's section"):
             evaluate.main(parse(evaluate, text))
-    with pytest.raises(utils.UserError, match="--model_path is missing"):
+    with pytest.raises(cli.UserError, match="--model_path is missing"):
         evaluate.main(parse(evaluate, "--arch DARTS_V1"))
 
 

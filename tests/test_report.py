@@ -15,8 +15,8 @@ from PIL import Image
 import genotypes
 import retrain
 import train_cifar
-import utils
 import visualize
+from lib import cli
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def made(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("logs")
     folders = {"ddsas": search_run(root / "ddsas"), "pdarts": pdarts_run(root / "pdarts")}
     folders["retrain"] = retrain_run(root / "retrain", genotypes.DARTS_V2)
-    utils.cli(visualize.main, visualize.get_parser(), [*map(str, folders.values()), "--all"])
+    cli.run_script(visualize.main, visualize.get_parser(), [*map(str, folders.values()), "--all"])
     return folders
 
 
@@ -99,7 +99,7 @@ def test_the_report_says_how_to_retrain_on_the_same_images(made, kind, script):
 def test_without_dot_the_report_shows_the_rest(tmp_path, monkeypatch):
     folder = search_run(tmp_path / "run", epochs=2)
     monkeypatch.setenv("PATH", str(tmp_path))
-    utils.cli(visualize.main, visualize.get_parser(), [str(folder), "--all"])
+    cli.run_script(visualize.main, visualize.get_parser(), [str(folder), "--all"])
     text = Page(folder).text
     assert "apt install graphviz" in text and "The subspace over time" in text
 
@@ -108,7 +108,7 @@ def test_the_report_of_another_space_counts_its_network(tmp_path, monkeypatch):
     text = "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
     folder = retrain_run(tmp_path / "run", genotypes.load(text))
     monkeypatch.setenv("PATH", str(tmp_path))
-    utils.cli(visualize.main, visualize.get_parser(), [str(folder), "--all"])
+    cli.run_script(visualize.main, visualize.get_parser(), [str(folder), "--all"])
     page = Page(folder).text
     assert "parameters at 16 channels, 5 cells a stage" in page and "2skip connections" in page
     assert "36 channels" not in page and "normal cell" not in page

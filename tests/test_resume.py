@@ -28,8 +28,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import runs
-import utils
+from lib import checkpoints, cli, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--dataset folder --image_size 8 --layers 3 --init_channels 2 --device cpu --workers 1 --cutout --quiet"
@@ -106,7 +105,7 @@ def child(script: str, argv: list[str], output: str, fault: Callable[[], None] |
     module = importlib.import_module(Path(script).stem)
     if fault:
         fault()
-    utils.cli(module.main, module.get_parser(), argv)
+    cli.run_script(module.main, module.get_parser(), argv)
 
 
 class Suicide:
@@ -186,7 +185,7 @@ def assert_same_runs(a: Path, b: Path) -> None:
         assert (a / name).exists() == (b / name).exists(), name
         if (a / name).exists():
             if name.endswith(".pt"):
-                assert_same(runs.read_weights(a / name), runs.read_weights(b / name), name)
+                assert_same(checkpoints.read_weights(a / name), checkpoints.read_weights(b / name), name)
             else:
                 assert (a / name).read_text() == (b / name).read_text(), name
 
@@ -234,7 +233,7 @@ def kill_and_resume(scripts: Scripts, whole: tuple[Path, float], script: str, ki
             assert code in (0, -signal.SIGKILL), scripts.output
             kills -= code != 0
             if (run := scripts.find(name)) and (run / "checkpoint.pt").exists():
-                runs.read_weights(run / "checkpoint.pt")  # whole at every moment
+                checkpoints.read_weights(run / "checkpoint.pt")  # whole at every moment
         assert_same_runs(uninterrupted, scripts.find(name))
         assert not list(scripts.find(name).glob(".*"))  # no temporary file is left
         if not kills:
@@ -269,7 +268,7 @@ def test_killed_search_reads_the_same_images_from_disk(server, pictures, tmp_pat
 def test_killed_inside_a_later_stage(scripts, whole):
     code = scripts.run("train_search.py", scripts.command("train_search.py", "killed"), AfterCheckpoint(epoch=1))
     assert code == -signal.SIGKILL, scripts.output
-    state = runs.read_weights(scripts.find("killed") / "checkpoint.pt")
+    state = checkpoints.read_weights(scripts.find("killed") / "checkpoint.pt")
     assert state["epoch"] == 1 and {len(names) for names in state["candidates"]["normal"]} == {5}  # a stage has one
     assert scripts.run("train_search.py", scripts.command("train_search.py", "killed")) == 0, scripts.output
     assert_same_runs(whole("train_search.py")[0], scripts.find("killed"))
@@ -340,9 +339,9 @@ def test_without_a_good_checkpoint_resuming_is_refused(scripts, run):
 
 
 def test_checkpoint_of_another_network_is_refused(scripts, run):
-    state = runs.read_weights(run / "checkpoint.pt")
+    state = checkpoints.read_weights(run / "checkpoint.pt")
     state["state_dict"].pop("classifier.bias")
-    runs.save_checkpoint(run / "checkpoint.pt", state)
+    checkpoints.save_checkpoint(run / "checkpoint.pt", state)
     assert scripts.run("search.py", ["--resume", str(run)]) == 2
     assert "of another run" in scripts.output.splitlines()[-1] and "Traceback" not in scripts.output
 
@@ -391,7 +390,7 @@ def test_full_disk_ends_a_run_with_its_last_checkpoint_whole(scripts, run, whole
         assert scripts.run("search.py", argv, limit) == 1, scripts.output
         *_, last = scripts.output.splitlines()
         assert f"disk full: {name} not written" in last and "Traceback" not in scripts.output
-    runs.read_weights(run / "checkpoint.pt")
+    checkpoints.read_weights(run / "checkpoint.pt")
     assert not list(run.glob(".*"))
     assert scripts.run("search.py", ["--resume", str(run)]) == 0, scripts.output
     assert_same_runs(whole("search.py")[0], run)
@@ -434,7 +433,7 @@ def test_bad_numbers_end_a_run_with_its_last_checkpoint_good(scripts, whole, scr
     assert "epoch 0, step 2: loss" in last and "gradient norm nan" in last and "architecture" in last
     assert ("loss nan" in last) == (what == "loss") and "Traceback" not in scripts.output
     run = scripts.find("run")
-    assert runs.read_weights(run / "checkpoint.pt")["step"] == 2  # of the two steps before
+    assert checkpoints.read_weights(run / "checkpoint.pt")["step"] == 2  # of the two steps before
     assert scripts.run(script, scripts.command(script, "run")) == 0, scripts.output
     assert_same_runs(whole(script)[0], run)
 
@@ -452,4 +451,4 @@ def test_no_checkpoint_has_a_number_that_is_not_finite(scripts):
     assert scripts.run("search.py", [*argv, "--learning_rate", "1e30", "--grad_clip", "0", "--batch_size", "9"]) == 1
     assert scripts.output.splitlines()[-1].startswith("search.py: epoch 0, step ")
     for path in scripts.folder.glob("run/*.pt"):
-        assert all(t.isfinite().all() for t in runs.read_weights(path)["state_dict"].values())
+        assert all(t.isfinite().all() for t in checkpoints.read_weights(path)["state_dict"].values())

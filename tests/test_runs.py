@@ -26,23 +26,23 @@ import evaluate
 import genotypes
 import model
 import retrain
-import runs
 import search
 import train_cifar
 import train_imagenet
 import utils
-from runs import RunFolder
-from utils import UserError
+from lib import checkpoints, cli, distributed, runs
+from lib.cli import UserError
+from lib.runs import RunFolder
 
 
 def parse(*argv: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    utils.add_run_arguments(parser)
+    cli.add_run_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--add_layers", action="append", type=int, default=[0])
     parser.add_argument("--cutout", action="store_true")
-    return utils.parse(parser, [str(a) for a in argv])
+    return cli.parse(parser, [str(a) for a in argv])
 
 
 def same(a: object, b: object) -> bool:
@@ -112,7 +112,7 @@ def test_checkpoint_comes_back_exactly(tmp_path, zipped):
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     shared = OrderedDict(a=weight, b=weight, row=weight[1:], p=torch.nn.Parameter(weight.clone()), none=torch.empty(0))
     (tmp_path / "c.pt").write_bytes(saved(STATE | {"shared": shared}, zipped))
-    state = runs.read_weights(tmp_path / "c.pt")
+    state = checkpoints.read_weights(tmp_path / "c.pt")
     loaded = state.pop("shared")
     assert same(state, STATE)
     assert all(torch.equal(loaded[key], shared[key]) for key in shared)
@@ -125,9 +125,9 @@ def test_generators_go_on_where_they_were(tmp_path):
 
     generator = np.random.default_rng(7)
     utils.set_seed(1)
-    runs.save_checkpoint(tmp_path / "c.pt", {"rng": utils.rng_state(), "bandit": generator.bit_generator.state})
+    checkpoints.save_checkpoint(tmp_path / "c.pt", {"rng": utils.rng_state(), "bandit": generator.bit_generator.state})
     expected = draw()
-    state = runs.load_checkpoint(tmp_path / "c.pt")
+    state = checkpoints.load_checkpoint(tmp_path / "c.pt")
     utils.set_rng_state(state["rng"])
     generator = np.random.default_rng()
     generator.bit_generator.state = state["bandit"]  # 128-bit integers
@@ -137,13 +137,13 @@ def test_generators_go_on_where_they_were(tmp_path):
 def test_previous_checkpoint_serves_when_the_last_is_damaged_or_missing(tmp_path, capsys):
     path = tmp_path / "checkpoint.pt"
     for epoch in range(3):
-        runs.save_checkpoint(path, {"epoch": epoch})
-    assert runs.load_checkpoint(path) == {"epoch": 2} and not capsys.readouterr().err
+        checkpoints.save_checkpoint(path, {"epoch": epoch})
+    assert checkpoints.load_checkpoint(path) == {"epoch": 2} and not capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.prev.pt", "checkpoint.pt"]
     path.write_bytes(path.read_bytes()[:-30])
-    assert runs.load_checkpoint(path) == {"epoch": 1} and "warning" in capsys.readouterr().err
+    assert checkpoints.load_checkpoint(path) == {"epoch": 1} and "warning" in capsys.readouterr().err
     path.unlink()
-    assert runs.load_checkpoint(path) == {"epoch": 1}
+    assert checkpoints.load_checkpoint(path) == {"epoch": 1}
 
 
 def test_killed_while_writing_leaves_a_good_checkpoint(tmp_path):
@@ -153,7 +153,7 @@ def test_killed_while_writing_leaves_a_good_checkpoint(tmp_path):
         epoch = 0
         while True:
             epoch += 1
-            runs.save_checkpoint(path, {"epoch": epoch, "weights": torch.full((200_000,), epoch)})
+            checkpoints.save_checkpoint(path, {"epoch": epoch, "weights": torch.full((200_000,), epoch)})
 
     draw, last = random.Random(5), 0
     for _ in range(15):
@@ -162,7 +162,7 @@ def test_killed_while_writing_leaves_a_good_checkpoint(tmp_path):
         os.kill(pid, signal.SIGKILL)
         assert exit_code(pid) == -signal.SIGKILL
         for file in tmp_path.glob("*.pt"):
-            state = runs.read_weights(file)
+            state = checkpoints.read_weights(file)
             last = max(last, state["epoch"])
             assert (state["weights"] == state["epoch"]).all()
         assert path.exists() or not last
@@ -172,8 +172,8 @@ def test_killed_while_writing_leaves_a_good_checkpoint(tmp_path):
 @pytest.mark.parametrize("step", ["fsync", "link", "replace"])
 def test_write_that_fails_anywhere_leaves_the_last_checkpoint(tmp_path, monkeypatch, step):
     path = tmp_path / "checkpoint.pt"
-    runs.save_checkpoint(path, {"epoch": 0})
-    runs.save_checkpoint(path, {"epoch": 1})
+    checkpoints.save_checkpoint(path, {"epoch": 0})
+    checkpoints.save_checkpoint(path, {"epoch": 1})
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -181,10 +181,10 @@ def test_write_that_fails_anywhere_leaves_the_last_checkpoint(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(os, step, full)
         try:
-            runs.save_checkpoint(path, {"epoch": 2})  # can do without hard links
+            checkpoints.save_checkpoint(path, {"epoch": 2})  # can do without hard links
         except OSError as error:
             assert error.filename == str(path) and step != "link"
-    assert runs.load_checkpoint(path)["epoch"] == (2 if step == "link" else 1)
+    assert checkpoints.load_checkpoint(path)["epoch"] == (2 if step == "link" else 1)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -265,7 +265,7 @@ def test_hostile_file_is_refused_in_one_line(tmp_path, monkeypatch, name):
     Path("c.pt").write_bytes(make())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError) as refused:
-        runs.read_weights("c.pt")
+        checkpoints.read_weights("c.pt")
     assert expected in str(refused.value) and str(refused.value).isprintable() and "c.pt" in str(refused.value)
     assert not Path("i_was_executed").exists()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
@@ -274,7 +274,7 @@ def test_hostile_file_is_refused_in_one_line(tmp_path, monkeypatch, name):
 def test_missing_file_and_folder_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing.pt"):
         with pytest.raises(UserError, match="cannot be read"):
-            runs.read_weights(path)
+            checkpoints.read_weights(path)
 
 
 def test_no_byte_of_the_directory_can_change_the_weights(tmp_path):
@@ -287,7 +287,7 @@ def test_no_byte_of_the_directory_can_change_the_weights(tmp_path):
         changed[place] ^= 0x10
         (tmp_path / "c.pt").write_bytes(changed)
         try:
-            assert same(runs.read_weights(tmp_path / "c.pt"), STATE)
+            assert same(checkpoints.read_weights(tmp_path / "c.pt"), STATE)
         except UserError as error:
             assert str(error).isprintable()
 
@@ -323,7 +323,7 @@ def test_damaged_legacy_file_is_refused_in_one_line_or_is_a_dict(tmp_path, count
         cut = LEGACY[: number * len(LEGACY) // count]
         path.write_bytes(cut if number % 2 else mutated(LEGACY, draw))
         try:
-            assert isinstance(runs.read_weights(path), dict) and not number % 2
+            assert isinstance(checkpoints.read_weights(path), dict) and not number % 2
         except UserError as error:
             assert str(error).isprintable() and str(path) in str(error)
 
@@ -348,7 +348,7 @@ def evaluated(pictures, capsys):
     def run(file: Path) -> tuple[int, dict | None, list[str]]:
         argv, code = ["--model_path", file, "--data", pictures, "--device", "cpu", "--workers", 1, "--json"], 0
         try:
-            utils.cli(evaluate.main, evaluate.get_parser(), [*map(str, argv)])
+            cli.run_script(evaluate.main, evaluate.get_parser(), [*map(str, argv)])
         except SystemExit as end:
             code = end.code
         out, err = capsys.readouterr()
@@ -586,7 +586,7 @@ def test_tensorboard_events_do_not_double(tmp_path):
 def test_checkpoint_with_a_number_that_is_not_finite_is_refused_with_its_name(tmp_path, state, name):
     run = RunFolder.create(tmp_path, parse(), "search.py")
     if name:
-        with pytest.raises(utils.Diverged, match=f"epoch 3, step 4: {name}.* is not finite"):
+        with pytest.raises(distributed.Diverged, match=f"epoch 3, step 4: {name}.* is not finite"):
             run.checkpoint(state | {"epoch": 3, "step": 4})
     else:
         run.checkpoint(state)
@@ -634,7 +634,7 @@ def test_retrain_command_for_imagenet_has_the_published_settings():
     _, _, *flags = shlex.split(runs.retrain_command("search.py", args, "logs/run"))
     parser, script = retrain.get_parser(), (Path(retrain.__file__).parent / "shell/retrain_imagenet.sh").read_text()
     _, *published, _ = shlex.split(script[script.index("retrain.py \\") :].replace("\\\n", ""))
-    expected, parsed = vars(utils.parse(parser, published)), vars(utils.parse(parser, flags))
+    expected, parsed = vars(cli.parse(parser, published)), vars(cli.parse(parser, flags))
     assert {name for name in parsed if parsed[name] != expected[name]} == {"arch", "workers", "given"}
 
 

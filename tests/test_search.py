@@ -14,10 +14,10 @@ import bilevel
 import engine
 import fast
 import genotypes
-import runs
 import search
 import utils
 from genotypes import CELL_TYPES
+from lib import cli, distributed, runs
 
 TINY = (
     "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1 --quiet"
@@ -25,7 +25,7 @@ TINY = (
 
 
 def arguments(text, *more):
-    return utils.parse(search.get_parser(), [*TINY.split(), *text.split(), *map(str, more)])
+    return cli.parse(search.get_parser(), [*TINY.split(), *text.split(), *map(str, more)])
 
 
 def run_search(pictures, folder, text="", *more):
@@ -193,7 +193,7 @@ def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method,
 
         patch.setattr(search.Search, "end_step", interrupt)
         run_search(pictures, tmp_path / "cut", flags, "--checkpoint_freq", "1")
-    search.main(utils.parse(search.get_parser(), ["--resume", str(tmp_path / "cut")]))
+    search.main(cli.parse(search.get_parser(), ["--resume", str(tmp_path / "cut")]))
     for name in ("genotype.txt", "history.jsonl"):
         assert (whole / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     lines = history(whole)
@@ -380,7 +380,7 @@ def test_the_gradients_of_alpha_and_of_beta_are_clipped_each():
     ],
 )
 def test_wrong_arguments_are_named(pictures, tmp_path, flags, message):
-    with pytest.raises(utils.UserError, match=message):
+    with pytest.raises(cli.UserError, match=message):
         run_search(pictures, tmp_path / "run", flags)
 
 
@@ -389,12 +389,12 @@ def test_wrong_arguments_are_named(pictures, tmp_path, flags, message):
 )
 def test_wrong_values_are_one_line_and_exit_2(capsys, flags):
     with pytest.raises(SystemExit) as stop:
-        utils.cli(search.main, search.get_parser(), flags.split())
+        cli.run_script(search.main, search.get_parser(), flags.split())
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pictures, tmp_path):
-    with pytest.raises(utils.Diverged, match="epoch 0, step [1-9].*gradient norm"):
+    with pytest.raises(distributed.Diverged, match="epoch 0, step [1-9].*gradient norm"):
         run_search(pictures, tmp_path / "run", "--learning_rate 1e30 --grad_clip 0 --batch_size 6")
     assert not (tmp_path / "run" / "checkpoint.pt").exists()

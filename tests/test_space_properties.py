@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import genotypes
-import runs
 from genotypes import EDGES, NODES, PRIMITIVES
+from lib import checkpoints
 from model_search import CELL_TYPES, DynamicSpace
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -133,8 +133,8 @@ class AnySequence(RuleBasedStateMachine):
 
 def through_a_file(state: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        runs.save_checkpoint(Path(folder) / "checkpoint.pt", state)
-        return runs.load_checkpoint(Path(folder) / "checkpoint.pt")
+        checkpoints.save_checkpoint(Path(folder) / "checkpoint.pt", state)
+        return checkpoints.load_checkpoint(Path(folder) / "checkpoint.pt")
 
 
 TestAnySequence = AnySequence.TestCase

@@ -17,13 +17,12 @@ import torch
 from made_up_runs import PUBLISHED, retrain_run, write_lines
 from test_compare import ROOT, STAND_IN, Workplace, table_of, wait_for
 
-import data
 import genotypes
 import retrain
 import search
 import train_search
-import utils
-from figure import study
+from experiments import study
+from lib import cli, data
 
 METHODS = ["ddsas", "ddsas-shrink", "ddsas-expand", "ddsas-random", "darts", "gdas", "pdarts"]
 CELLS = ["DDSAS_cifar10", "PDARTS", "DARTS_V2"]
@@ -65,13 +64,13 @@ def test_list_prints_a_search_and_its_retraining_for_each_cell(work):
     protocols = set()
     for name, (*found, (folder, script, *words)) in cells.items():
         method, seed = name.rsplit("-", 1)
-        args = utils.parse(retrain.get_parser(), words)
+        args = cli.parse(retrain.get_parser(), words)
         assert (folder, script, args.seed, args.data) == (f"{out}/{name}/retrain", "retrain.py", int(seed), "my images")
         assert args.arch == (f"{out}/{name}/search" if found else method)
         protocols.add(str(vars(args) | {"arch": "", "seed": 0}))
         for place, program, *flags in found:
             module = train_search if method == "pdarts" else search
-            searched = utils.parse(module.get_parser(), flags)
+            searched = cli.parse(module.get_parser(), flags)
             module.check(searched, torch.device("cpu"))
             assert (place, program) == (args.arch, f"{module.__name__}.py") and searched.seed == int(seed)
             assert searched.device == args.device == "cpu" and searched.dataset == "fashion_mini"
@@ -84,7 +83,7 @@ def test_stages_seeds_methods_and_own_flags(work):
     cells = listed(work, *arguments, METHODS="pdarts random DARTS_V1", SEARCH="--layers 2", RETRAIN="--layers 7")
     assert list(cells) == ["pdarts-3", "random-6", "random-7", "DARTS_V1-3", "pdarts-4", "random-8", "random-9"]
     found, trained = (parts[2:] for parts in cells["pdarts-3"])
-    found, trained = utils.parse(train_search.get_parser(), found), utils.parse(retrain.get_parser(), trained)
+    found, trained = cli.parse(train_search.get_parser(), found), cli.parse(retrain.get_parser(), trained)
     assert (found.epochs, found.eps_no_arch, found.layers, found.dataset) == (5, 2, 2, "cifar10")
     assert (trained.epochs, trained.layers, trained.dataset) == (9, 7, "cifar10")
 
@@ -125,7 +124,7 @@ def test_study_goes_on_and_never_repeats(work):
     work.do.write_text("")
     assert work.run("study.sh", *arguments, METHODS="gdas DARTS_V2").returncode == 0
     assert sorted(call[0] for call in trainings(work)) == ["retrain.py", "retrain.py", "search.py"]
-    assert work.called()[-1] == ["-m", "figure.study", str(work.folder / "out"), "--out", str(work.folder / "out")]
+    assert work.called()[-1] == ["-m", "experiments.study", str(work.folder / "out"), "--out", str(work.folder / "out")]
     assert work.run("study.sh", *arguments, METHODS="gdas DARTS_V2").returncode == 0
     assert len(trainings(work)) == 3
 
@@ -203,10 +202,10 @@ def test_a_scaled_space_is_the_published_one_at_60_epochs_and_ends_at_the_same_s
 
 
 def test_scale_space_is_refused_where_nothing_changes():
-    args = utils.parse(search.get_parser(), ["--scale_space"])
-    with pytest.raises(utils.UserError, match="static stays as it is"):
+    args = cli.parse(search.get_parser(), ["--scale_space"])
+    with pytest.raises(cli.UserError, match="static stays as it is"):
         search.check(args, torch.device("cpu"))
-    args = utils.parse(search.get_parser(), ["--scale_space", "--space_config", "shrink", "--epochs", "6"])
+    args = cli.parse(search.get_parser(), ["--scale_space", "--space_config", "shrink", "--epochs", "6"])
     search.check(args, torch.device("cpu"))
     assert 1 in search.space_of(args).shrink
 
@@ -328,16 +327,16 @@ def test_the_figure_is_drawn_from_what_is_kept(tmp_path, capsys):
 
 
 def test_study_figure_refuses_in_one_line(tmp_path):
-    with pytest.raises(utils.UserError, match="nothing kept"):
+    with pytest.raises(cli.UserError, match="nothing kept"):
         draw(None, "--out", tmp_path)
     for folder in (tmp_path, tmp_path / "mistyped"):
-        with pytest.raises(utils.UserError, match="no finished cell"):
+        with pytest.raises(cli.UserError, match="no finished cell"):
             draw(None, folder)
     assert not list(tmp_path.iterdir())
     made_up_cell(tmp_path, "gdas", 0, 80.0)
     made_up_cell(tmp_path, "gdas", 1, 80.0, epochs=600)
-    with pytest.raises(utils.UserError, match="another --epochs than gdas-0"):
+    with pytest.raises(cli.UserError, match="another --epochs than gdas-0"):
         study.collect(tmp_path)
     write_lines(tmp_path / "study.jsonl", [{"a": 1}])
-    with pytest.raises(utils.UserError, match="not written by this script"):
+    with pytest.raises(cli.UserError, match="not written by this script"):
         study.kept(tmp_path)

@@ -15,19 +15,17 @@ from tensorboard.summary.writer import event_file_writer
 
 import genotypes
 import nasbench201
-import report
 import retrain
-import runs
 import search
 import train_search
-import utils
+from lib import cli, report, runs
 
 TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 2 --quiet"
 
 
 def run(script, pictures, folder, text=""):
     arguments = [*TINY.split(), *text.split(), "--data", str(pictures), "--save", str(folder)]
-    return script.main(utils.parse(script.get_parser(), arguments))
+    return script.main(cli.parse(script.get_parser(), arguments))
 
 
 def events(folder) -> EventAccumulator:
@@ -147,7 +145,7 @@ def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path
     for _ in range(2):
         with pytest.raises(Killed):
             run(search, pictures, tmp_path / "run")
-    search.main(utils.parse(search.get_parser(), ["--resume", str(tmp_path / "run")]))
+    search.main(cli.parse(search.get_parser(), ["--resume", str(tmp_path / "run")]))
     assert (
         calls == [1, 1, 2, 2] and len(list((tmp_path / "run").glob("events*"))) == 5
     )  # two of them of hyperparameters

@@ -13,24 +13,25 @@ import pytest
 import torch
 
 import utils
-from utils import UserError
+from lib import cli, distributed
+from lib.cli import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def get_parser() -> utils.Parser:
-    parser = utils.Parser()
-    utils.add_run_arguments(parser)
+def get_parser() -> cli.Parser:
+    parser = cli.Parser()
+    cli.add_run_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="50%% of what fits")
-    parser.add_argument("--epochs", type=utils.number(int, 1, 9), default=4)
-    parser.add_argument("--momentum", type=utils.number(float, 0, below=1), default=0.9)
+    parser.add_argument("--epochs", type=cli.number(int, 1, 9), default=4)
+    parser.add_argument("--momentum", type=cli.number(float, 0, below=1), default=0.9)
     parser.add_argument("--add_layers", action="append", type=int, default=[0])
     parser.add_argument("--cutout", action="store_true")
     return parser
 
 
 def parse(*argv: object) -> argparse.Namespace:
-    return utils.parse(get_parser(), [str(a) for a in argv])
+    return cli.parse(get_parser(), [str(a) for a in argv])
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
@@ -69,8 +70,8 @@ def test_wrong_argument_gets_one_line(argv, message, capsys):
     "error, code, text",
     [
         (UserError("data: 3 given,\n expected 4"), 2, "data: 3 given, expected 4"),
-        (utils.Diverged("loss is nan in epoch 3, step 4"), 1, "loss is nan"),
-        (utils.RankLost("lost"), 1, "lost"),
+        (distributed.Diverged("loss is nan in epoch 3, step 4"), 1, "loss is nan"),
+        (distributed.RankLost("lost"), 1, "lost"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (PermissionError(errno.EACCES, "Permission denied", "logs"), 2, "logs: Permission denied"),
         (OSError(errno.ENOSPC, "No space left on device", "best.pt"), 1, "disk full: best.pt not written"),
@@ -82,14 +83,14 @@ def test_errors_are_one_line_and_a_code(capsys, error, code, text):
         raise error
 
     with pytest.raises(SystemExit) as stop:
-        utils.cli(main, get_parser(), [])
+        cli.run_script(main, get_parser(), [])
     message = capsys.readouterr().err
     assert stop.value.code == code and text in message and message.count("\n") == 1
 
 
 def test_bugs_keep_their_traceback():
     with pytest.raises(FileNotFoundError):
-        utils.cli(lambda args: open("/not/there"), get_parser(), [])
+        cli.run_script(lambda args: open("/not/there"), get_parser(), [])
 
 
 def test_device_that_is_not_there_is_named():
@@ -107,21 +108,21 @@ import os, signal, torch, runs, utils
 from pathlib import Path
 
 def main(args):
-    rank, size = utils.start_distributed(torch.device("cpu"))
-    assert (rank, size) == (int(os.environ["RANK"]), 2) and utils.is_main() == (rank == 0)
+    rank, size = distributed.start_distributed(torch.device("cpu"))
+    assert (rank, size) == (int(os.environ["RANK"]), 2) and distributed.is_main() == (rank == 0)
     run = runs.RunFolder.create(args.save, args, "ranks.py")
     params = [torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3)] + [torch.nn.Parameter(torch.zeros(4).double())]
     params[0].grad, params[2].grad = torch.full((2, 3), rank + 1.0), torch.full((3, 2), float(rank)).t()
     params[3].grad = torch.full((4,), rank * 2.0).double()
-    utils.average_gradients(params)
+    distributed.average_gradients(params)
     grads = [p.grad.unique().tolist() for p in params if p.grad is not None]
     assert params[1].grad is None and grads == [[1.5], [0.5], [1.0]], grads
-    assert utils.reduce_sum(torch.tensor([rank + 1])).item() == 3
-    utils.assert_same({"alpha": torch.ones(3), "active": [[True, False]]})
+    assert distributed.reduce_sum(torch.tensor([rank + 1])).item() == 3
+    distributed.assert_same({"alpha": torch.ones(3), "active": [[True, False]]})
     try:
-        utils.assert_same({"alpha": torch.ones(3), "beta": torch.tensor(float(rank))})
+        distributed.assert_same({"alpha": torch.ones(3), "beta": torch.tensor(float(rank))})
         raise SystemExit("not seen")
-    except utils.Diverged as error:
+    except distributed.Diverged as error:
         assert "beta" in str(error) and "alpha" not in str(error)
     average = utils.Average("cpu")
     logits = torch.arange(10.0, 0, -1).expand(5, 10)
@@ -139,9 +140,9 @@ def main(args):
                 Path(args.save, f"stopped{rank}").write_text(str(step))
                 stop.exit(run.resume_command)
 
-parser = utils.Parser()
-utils.add_run_arguments(parser)
-utils.cli(main, parser)
+parser = cli.Parser()
+cli.add_run_arguments(parser)
+cli.run_script(main, parser)
 """
 
 
@@ -163,13 +164,13 @@ def test_two_processes_agree_and_stop_at_the_same_step(tmp_path):
 
 
 def test_without_torchrun_there_is_one_process():
-    assert utils.start_distributed(torch.device("cpu")) == (0, 1)
-    assert utils.is_main() and utils.world_size() == 1
+    assert distributed.start_distributed(torch.device("cpu")) == (0, 1)
+    assert distributed.is_main() and distributed.world_size() == 1
     param = torch.nn.Parameter(torch.ones(1))
     param.grad = torch.ones(1)
-    utils.average_gradients([param])
-    utils.assert_same({"a": torch.ones(1)})
-    assert param.grad.item() == 1 and utils.reduce_sum(torch.tensor(2)).item() == 2
+    distributed.average_gradients([param])
+    distributed.assert_same({"a": torch.ones(1)})
+    assert param.grad.item() == 1 and distributed.reduce_sum(torch.tensor(2)).item() == 2
 
 
 # --- meters -----------------------------------------------------------------------------------------------------------
@@ -188,8 +189,8 @@ def test_average_is_over_images_not_batches():
 
 
 def test_progress_is_silent_without_a_terminal(capfd):
-    bar = utils.progress(range(3), desc="epoch 1")
+    bar = cli.progress(range(3), desc="epoch 1")
     for _ in bar:
         bar.set_postfix(loss=1)
     assert capfd.readouterr().err == ""
-    assert utils.peak_memory_mb(torch.device("cpu")) > 10
+    assert distributed.peak_memory_mb(torch.device("cpu")) > 10

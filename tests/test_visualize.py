@@ -16,10 +16,10 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import genotypes
-import utils
 import visualize
-from figure import figure2
+from experiments import figure2
 from genotypes import CELL_TYPES, EDGE_LIST, PRIMITIVES
+from lib import cli
 
 needs_dot = pytest.mark.skipif(not shutil.which("dot"), reason="Graphviz is not installed")
 
@@ -33,7 +33,7 @@ def made(tmp_path_factory) -> dict[str, Path]:
 
 
 def command(*arguments: str) -> None:
-    utils.cli(visualize.main, visualize.get_parser(), list(arguments))
+    cli.run_script(visualize.main, visualize.get_parser(), list(arguments))
 
 
 # ---- the look of operations ----------------------------------------------------------------------------------------
@@ -175,10 +175,10 @@ def test_a_line_that_was_never_finished_is_left_out_and_a_damaged_one_is_named(t
     record = visualize.load_run(folder)
     assert len(record.history) == 2 and record.genotype == record.genotypes[-1]
     history.write_text(whole.replace('"epoch": 1', '"epoch" 1', 1))
-    with pytest.raises(utils.UserError, match="history.jsonl.*line 2"):
+    with pytest.raises(cli.UserError, match="history.jsonl.*line 2"):
         visualize.load_run(folder)
     history.write_text("")
-    with pytest.raises(utils.UserError, match="no finished epoch"):
+    with pytest.raises(cli.UserError, match="no finished epoch"):
         visualize.load_run(folder)
 
 

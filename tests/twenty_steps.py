@@ -17,10 +17,10 @@ from types import SimpleNamespace
 import conftest  # noqa: F401  (puts the project's root on the path)
 import torch
 
-import data
 import methods
 import search
 import utils
+from lib import cli, data, distributed
 
 STEPS = 20
 FLAGS = (
@@ -50,8 +50,8 @@ class Doubles:
 
 def twenty_steps(batch_size: int) -> dict:
     """The losses and the active sets of every step, and the genotype; ``batch_size`` is per process."""
-    args = utils.parse(search.get_parser(), f"{FLAGS} --batch_size {batch_size}".split())
-    rank, world_size = utils.start_distributed(torch.device("cpu"))
+    args = cli.parse(search.get_parser(), f"{FLAGS} --batch_size {batch_size}".split())
+    rank, world_size = distributed.start_distributed(torch.device("cpu"))
     utils.set_seed(args.seed)
     train, valid, info = data.search_data(
         args.dataset, ".", batch_size=batch_size, seed=args.seed, rank=rank, world_size=world_size
@@ -63,7 +63,7 @@ def twenty_steps(batch_size: int) -> dict:
             self.averages["train"].add(loss, logits, y)
             self.step += 1
             for name, average in self.averages.items():
-                total, *_, images = utils.reduce_sum(average.sums.clone()).tolist()
+                total, *_, images = distributed.reduce_sum(average.sums.clone()).tolist()
                 assert images == global_batch * self.step
                 record[name].append((total - sum(record[name]) * global_batch) / global_batch)
             record["active"].append(
@@ -76,7 +76,7 @@ def twenty_steps(batch_size: int) -> dict:
     state.architecture.double()
     state.start_epoch()
     state.train_one_epoch(Doubles(train))
-    utils.assert_same(
+    distributed.assert_same(
         dict(state.architecture.named_parameters())
         | dict(state.network.named_parameters())
         | state.method.subspace.active
@@ -86,6 +86,6 @@ def twenty_steps(batch_size: int) -> dict:
 
 if __name__ == "__main__":
     record = twenty_steps(int(sys.argv[2]))
-    if utils.is_main():
+    if distributed.is_main():
         Path(sys.argv[1]).write_text(json.dumps(record))
-    utils.leave_distributed()
+    distributed.leave_distributed()

@@ -1,8 +1,8 @@
 """The study of shell/study.sh: how well the cells of each method train, against random cells.
 
-    python -m figure.study logs/study                 # its cells; figure and small data are written there
-    python -m figure.study logs/study --out FOLDER    # written to FOLDER
-    python -m figure.study                            # this repository's, from figure/data
+    python -m experiments.study logs/study                 # its cells; figure and small data are written there
+    python -m experiments.study logs/study --out FOLDER    # written to FOLDER
+    python -m experiments.study                            # this repository's, from figure/data
 
 Cells whose retraining has finished are taken, so a study can be looked at while it runs. The accuracy is that of the
 last epoch, not of the best, which would be chosen by the test images. Printed: a table of the methods in Markdown, and
@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 
 import genotypes
 import model
-import utils
 import visualize
-from figure.figure1 import by_method, kept_lines, markdown_table, place, write_lines
+from experiments.figure1 import by_method, kept_lines, markdown_table, place, write_lines
+from lib import cli
 
 COLORS = {  # the methods of the study in the order of the rows; what is none of them is a cell of genotypes.py
     "ddsas": "#0072b2",
@@ -77,7 +77,7 @@ def collect(folder: Path) -> tuple[list[Cell], int]:
         record = visualize.load_run(path / "retrain")
         args = {name: value for name, value in record.info["args"].items() if name not in NOT_OF_THE_PROTOCOL}
         if differ := [name for name, value in args.items() if protocols.setdefault(name, value) != value]:
-            raise utils.UserError(
+            raise cli.UserError(
                 f"{path}: retrained with another --{differ[0]} than {finished[0].name}: draw them apart"
             )
         with torch.device("meta"):
@@ -114,7 +114,7 @@ def kept(folder: Path) -> list[Cell]:
     """The cells that FOLDER/study.jsonl keeps, a line for each."""
     cells = kept_lines(folder / "study.jsonl", Cell)
     if not cells:
-        raise utils.UserError(f"nothing kept in {folder}: give the folder of bash shell/study.sh, with a finished cell")
+        raise cli.UserError(f"nothing kept in {folder}: give the folder of bash shell/study.sh, with a finished cell")
     return cells
 
 
@@ -274,7 +274,7 @@ def main(args: argparse.Namespace) -> None:
     if args.study:
         cells, unfinished = collect(args.study)
         if not cells:
-            raise utils.UserError(f"{args.study}: no finished cell; expected the folder of bash shell/study.sh")
+            raise cli.UserError(f"{args.study}: no finished cell; expected the folder of bash shell/study.sh")
         write_lines(out / "data/study.jsonl", cells)
     found = by_method(kept(out / "data"))
     print(f"{markdown(found)}\n\n{sentence(found)}\n\n{notes(found, unfinished)}")
@@ -284,7 +284,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("study", nargs="?", type=Path, metavar="FOLDER", help="--out of shell/study.sh")
     text = "of study.svg, study.png and data/; default: FOLDER, figure/ without one"
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
@@ -292,4 +292,4 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 import genotypes
-import runs
 import visualize
+from lib import checkpoints, runs
 from visualize import INK, LINE, MUTED, PAPER, SOFT, Record
 
 SEARCHES = {"saliency": "DDSAS search", "probability": "P-DARTS search", None: "Retraining"}
@@ -44,13 +44,13 @@ def write_report(run: str | Path) -> list[Path]:
         picture = inlined(folder / "cells.svg", "The cells") if drawn else ""
         sections.append(("The cells", CAPTIONS["cells"] if drawn else html.escape(visualize.NO_DOT), picture))
     if record.genotypes and (gif := evolution_gif(record)):
-        runs.write_whole(folder / "evolution.gif", gif)
+        checkpoints.write_whole(folder / "evolution.gif", gif)
         picture = f'<img alt="The cells after each epoch" src="data:image/gif;base64,{base64.b64encode(gif).decode()}">'
         sections.append(("How the cells evolved", CAPTIONS["evolution"], picture))
     for name, title, caption, figure in figures(record):
         svg, _ = visualize.save_figure(figure, folder / name)
         sections.append((title, CAPTIONS[caption], inlined(svg, title)))
-    runs.write_whole(page, page_of(record, sections))
+    checkpoints.write_whole(page, page_of(record, sections))
     return [*sorted(folder.iterdir()), page]
 
 

@@ -1,6 +1,6 @@
 """Figure 2: how DDSAS works, drawn from a small simulation of its bandit.
 
-    python -m figure.figure2     # writes figure/figure2.svg and .png
+    python -m experiments.figure2     # writes figure/figure2.svg and .png
 
 Alpha and beta follow made-up gradients; the space, the sampling, the saliency and the genotype are those of
 model_search.DynamicSpace, shown for the normal cell.

@@ -42,7 +42,8 @@ from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from torchvision.transforms import v2
 
-from utils import UserError, progress, to_device
+from lib.cli import UserError, progress
+from lib.distributed import to_device
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ Arrays = tuple[np.ndarray, np.ndarray]  # images N x H x W x 3 (uint8), labels N
 Batch = tuple[Tensor, Tensor]  # images B x 3 x H x W (float32, normalised, channels_last), labels B (int64)
 Sample = tuple[str, int]  # path of an image, label
 
-FASHION_MINI = Path(__file__).with_name("fashion_mini.npz")
+FASHION_MINI = Path(__file__).parent.parent / "fashion_mini.npz"
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts its files
 FASHION_FILES = "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 

@@ -1,8 +1,8 @@
 """Figure 1: how far the architecture still moves, and how well it does, over the epochs of searches in NAS-Bench-201.
 
-    python -m figure.figure1 logs/compare_nasbench201      # its runs; figure and small data are written there
-    python -m figure.figure1 RUN RUN ... --out FOLDER      # these runs; written to FOLDER
-    python -m figure.figure1                               # this repository's, from figure/data
+    python -m experiments.figure1 logs/compare_nasbench201      # its runs; figure and small data are written there
+    python -m experiments.figure1 RUN RUN ... --out FOLDER      # these runs; written to FOLDER
+    python -m experiments.figure1                               # this repository's, from figure/data
 
 (a) is the cosine distance of the one-hot codes of consecutive architectures (DDSAS, figure 1a): the share of the six
 edges whose operation changed. (b) is the accuracy on CIFAR-10 that the current architecture reaches when it is trained
@@ -23,9 +23,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import nasbench201
-import utils
 import visualize
-from runs import write_whole
+from lib import cli
+from lib.checkpoints import write_whole
 
 FOLDER = Path(__file__).resolve().parent
 STYLES = {  # in the order of the legend; random search trains nothing and is a line
@@ -88,16 +88,16 @@ def collect(folders: list[Path]) -> tuple[dict[str, list[Search]], list[Space]]:
     runs = [(path, visualize.read_json(path / "args.json")["args"]) for path in run_folders(folders)]
     for path, args in runs:
         if "method" not in args:
-            raise utils.UserError(f"{path}: not a search in NAS-Bench-201's space")
+            raise cli.UserError(f"{path}: not a search in NAS-Bench-201's space")
     tables = {args.get("table") for _, args in runs}
     if len(tables) > 1:
-        raise utils.UserError(f"runs with different --table ({', '.join(map(str, tables))}): draw them apart")
+        raise cli.UserError(f"runs with different --table ({', '.join(map(str, tables))}): draw them apart")
     table = nasbench201.load_table(tables.pop())
     found: dict[str, list[Search]] = {}
     for path, args in sorted(runs, key=lambda run: run[1]["seed"]):
         method = "ddsas-random" if args["method"] == "ddsas" and args["rdss_prob"] == 1 else args["method"]
         if any(search.seed == args["seed"] for search in found.get(method, [])):
-            raise utils.UserError(f"{path}: a second run of {method} with seed {args['seed']}: give one of the two")
+            raise cli.UserError(f"{path}: a second run of {method} with seed {args['seed']}: give one of the two")
         found.setdefault(method, []).append(read_run(path, method, args["seed"], table))
     return {method: found[method] for method in METHODS if method in found}, spaces_of(table)
 
@@ -110,7 +110,7 @@ def run_folders(folders: list[Path]) -> list[Path]:
         runs = [path for path in inside if (path / "args.json").is_file()]
         runs = [path for path in runs if visualize.read_json(path / "history.jsonl")]
         if not runs:
-            raise utils.UserError(f"{folder}: no run folder with a finished epoch; expected what search.py made")
+            raise cli.UserError(f"{folder}: no run folder with a finished epoch; expected what search.py made")
         found += runs
     return found
 
@@ -122,7 +122,7 @@ def read_run(path: Path, method: str, seed: int, table: nasbench201.Table | None
     try:
         found = [nasbench201.parse(line["genotype"]) for line in lines]
     except (KeyError, ValueError) as error:
-        raise utils.UserError(f"{path}: not a search in NAS-Bench-201's space ({error})") from None
+        raise cli.UserError(f"{path}: not a search in NAS-Bench-201's space ({error})") from None
     accuracies = [line.get("table_acc") for line in lines]
     ranks = [line.get("table_rank") for line in lines]
     if None in accuracies and table is not None and None not in map(table.accuracy, found):
@@ -162,7 +162,7 @@ def kept(folder: Path) -> tuple[dict[str, list[Search]], list[Space]]:
     """What `keep` wrote."""
     searches, spaces = kept_lines(folder / "figure1.jsonl", Search), kept_lines(folder / "space.jsonl", Space)
     if not searches:
-        raise utils.UserError(f"nothing kept in {folder}: give the runs (bash shell/compare_nasbench201.sh makes them)")
+        raise cli.UserError(f"nothing kept in {folder}: give the runs (bash shell/compare_nasbench201.sh makes them)")
     return by_method(searches), spaces
 
 
@@ -177,7 +177,7 @@ def kept_lines(path: Path, kind: type) -> list:
     try:
         return [kind(**line) for line in visualize.read_json(path)]
     except TypeError as error:
-        raise utils.UserError(f"{path}: not written by this script ({error}): draw it anew from the runs") from None
+        raise cli.UserError(f"{path}: not written by this script ({error}): draw it anew from the runs") from None
 
 
 def by_method(found: list) -> dict[str, list]:
@@ -188,7 +188,7 @@ def by_method(found: list) -> dict[str, list]:
 def place(runs: list[Path], out: Path | None) -> Path:
     """Where figure and data are written: --out, or the one folder that is given, or figure/ without any."""
     if out is None and len(runs) > 1:
-        raise utils.UserError("--out FOLDER is missing: where the figure and data of several folders are written")
+        raise cli.UserError("--out FOLDER is missing: where the figure and data of several folders are written")
     return out or (runs[0] if runs else FOLDER)
 
 
@@ -341,7 +341,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = utils.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     text = "run folders of search.py --space_config nasbench201, or folders of them"
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help=text)
     text = "of figure1.svg, figure1.png and data/; default: the one folder that is given, figure/ without any"
@@ -350,4 +350,4 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    utils.cli(main, get_parser())
+    cli.run_script(main, get_parser())
