@@ -569,9 +569,8 @@ def test_auto_is_the_newest_run_of_this_experiment(tmp_path):
             ("no_checkpoint", "search.py", ["--add_layers", 3]),
         ]
     ):
-        folder = train(
-            *argv, "--save", tmp_path / name, stop_at=1 if name == "no_checkpoint" else 5, script=script
-        ).folder
+        stop_at = 1 if name == "no_checkpoint" else 5
+        folder = train(*argv, "--save", tmp_path / name, stop_at=stop_at, script=script).folder
         if name != "no_checkpoint":
             os.utime(folder / "checkpoint.pt", (1e9 - age * (1 if name in ("new", "old") else -1),) * 2)
     found = Run(parse("--add_layers", 3, "--save", tmp_path / "x", "--resume"), "search.py", "x", may_change=["save"])
