@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> Path:
     check(args)
     utils.set_seed(args.seed)
     space = genotypes.SPACES[args.space_config]
-    space = space.scaled(args.epochs) if args.scale_space else space
+    space = space.scale(args.epochs) if args.scale_space else space
     table = tables.load_table(args.table) if space.cells == "nasbench201" else None
     if args.method == "random":
         return draw(args, run, space, table)
