@@ -93,6 +93,17 @@ def count_skips(genotype: Genotype | Genotype201) -> int:
     return ops.count("skip_connect")
 
 
+def edges_of(genotype: Genotype | Genotype201) -> dict[str, list[tuple[int, str]]]:
+    """Per cell type (edge, operation) of what a genotype keeps; edges are rows of the tables of alpha."""
+    if isinstance(genotype, Genotype201):
+        return {"cell": list(enumerate(genotype.ops))}
+    cells = {kind: enumerate(getattr(genotype, kind)) for kind in CELL_TYPES}
+    return {
+        kind: [(EDGE_LIST.index((index // 2, source)), op) for index, (op, source) in pairs]
+        for kind, pairs in cells.items()
+    }
+
+
 def load(text: str | Path) -> Genotype | Genotype201:
     """A genotype from what a user has at hand: a name in this file, a genotype.txt, a run folder, or what `parse` takes.
 

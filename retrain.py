@@ -133,10 +133,7 @@ class Best:
 def load_genotype(args: argparse.Namespace, run: Run) -> Genotype:
     """The genotype of --arch; of a resumed run the one that it began with, since files and names change."""
     own = run.folder / "genotype.txt"
-    try:
-        genotype = genotypes.load(str(own) if run.resumed and own.exists() else args.arch)
-    except ValueError as error:
-        raise UserError(f"--arch: {error}") from None
+    genotype = genotypes.load(own if run.resumed and own.exists() else args.arch)
     if not isinstance(genotype, Genotype) and not run.resumed:  # NAS-Bench-201's published size
         vars(args).update({k: v for k, v in (("init_channels", 16), ("layers", 5)) if k not in args.given})
     return genotype

@@ -181,10 +181,7 @@ def finish(args: argparse.Namespace, run: Run, genotype, table: tables.Table | N
     run.write("genotype.txt", str(genotype))
     run.log(f"genotype: {genotype}{in_words(look_up(table, genotype))}")
     if args.arch and is_main():
-        try:
-            genotypes.record(args.arch, genotype)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        genotypes.record(args.arch, genotype)
         run.log(f"recorded in genotypes.py as {args.arch}")
     run.log(f"retrain it with: {retrain_command('search.py', vars(args), run.folder)}")
     run.close()
@@ -235,10 +232,7 @@ def check(args: argparse.Namespace) -> None:
     if args.tau_min > args.tau_max:
         raise UserError(f"--tau_min {args.tau_min} is larger than --tau_max {args.tau_max}: tau falls over the epochs")
     if args.arch:
-        try:
-            genotypes.check_name(args.arch)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        genotypes.check_name(args.arch)
 
 
 def check_longer(args: argparse.Namespace, stored: dict) -> None:
