@@ -82,7 +82,7 @@ def parse(text: str, operations: Collection[str]) -> Genotype | Genotype201:
     start = START.match(text)
     literal = text[start.end() :] if start else text
     if "|" in literal and "~" in literal:
-        return Genotype201(parse_cell(literal))
+        return Genotype201(parse_cell(re.sub(r"\s\(.*", "", literal)))  # a search's log goes on: (cifar10 93.76 %; ...
     try:
         call = ast.parse(literal, mode="eval").body
         kind = {"Genotype": Genotype, "Genotype201": Genotype201}[call.func.id]
