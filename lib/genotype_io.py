@@ -26,7 +26,7 @@ CELL_OPERATIONS = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_
 CELL_PATTERN = re.compile(re.escape(CELL).replace(re.escape("{}"), r"(\w+)"))
 FOUND = "# Found by searches of this repository (search.py --arch NAME writes below this line):"
 MAX_TEXT = 10_000  # characters; a genotype has about 500
-START = re.compile(r"(?:#[^\n]*\n)*(?:[^\n]*[=: \t])?(?=\||Genotype(?:201)?\()")  # NAME = , INFO ... genotype:
+START = re.compile(r"(?:#[^\n]*\n)*(?:[^\n]*?[=: \t])??(?=\|\w+~|Genotype(?:201)?\()")  # NAME = , INFO ... genotype:
 
 Genotype = namedtuple("Genotype", "normal normal_concat reduce reduce_concat")
 
