@@ -127,6 +127,6 @@ def record(name: str, genotype: Genotype | Genotype201, path: str | Path = __fil
     genotype_io.record(name, genotype, Path(path))
 
 
-TAKEN = set(globals())
+TAKEN = {*globals(), "TAKEN"}
 
 # Found by searches of this repository (search.py --arch NAME writes below this line):

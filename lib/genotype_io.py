@@ -26,7 +26,7 @@ CELL_OPERATIONS = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_
 CELL_PATTERN = re.compile(re.escape(CELL).replace(re.escape("{}"), r"(\w+)"))
 FOUND = "# Found by searches of this repository (search.py --arch NAME writes below this line):"
 MAX_TEXT = 10_000  # characters; a genotype has about 500
-START = re.compile(r"(?:#[^\n]*\n)*(?:[^\n]*[=: \t])?(?=\||Genotype(?:201)?\()")  # NAME = , INFO ... genotype:
+START = re.compile(r"(?:#[^\n]*\n)*(?:[^\n]*?[=: \t])??(?=\|\w+~|Genotype(?:201)?\()")  # NAME = , INFO ... genotype:
 
 Genotype = namedtuple("Genotype", "normal normal_concat reduce reduce_concat")
 
@@ -82,7 +82,7 @@ def parse(text: str, operations: Collection[str]) -> Genotype | Genotype201:
     start = START.match(text)
     literal = text[start.end() :] if start else text
     if "|" in literal and "~" in literal:
-        return Genotype201(parse_cell(literal))
+        return Genotype201(parse_cell(re.sub(r"\s\(.*", "", literal)))  # a search's log goes on: (cifar10 93.76 %; ...
     try:
         call = ast.parse(literal, mode="eval").body
         kind = {"Genotype": Genotype, "Genotype201": Genotype201}[call.func.id]
