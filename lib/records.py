@@ -34,12 +34,17 @@ class Record:
         return np.flatnonzero(np.diff(self.series("stage")) > 0) + 1
 
     @property
+    def name(self) -> str:
+        """That of the folder."""
+        return self.folder.resolve().name
+
+    @property
     def kind(self) -> str:
         """What the run did, such as "DDSAS search"."""
         if not self.genotypes:
             return "Retraining"
-        pdarts = self.info["script"] == "train_search.py"
-        return f"{'P-DARTS' if pdarts else self.info['args'].get('method', 'ddsas').upper()} search"
+        method = "P-DARTS" if self.info["script"] == "train_search.py" else self.info["args"].get("method", "ddsas")
+        return "Random search" if method == "random" else f"{method.upper()} search"
 
     def series(self, key: str, part: str | None = None) -> np.ndarray:
         """A number of each epoch, NaN where there is none; ``part`` is a key of it where it is a dict."""

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,17 @@ THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", SOFT: "v
 MANY_CLASSES = 20  # more than these have no confusion matrix in numbers
 
 
-def build_page(kind: str, name: str, about: str, tiles: list[tuple[str, str]], sections: list[str]) -> str:
-    """The page as HTML: a heading, tiles (number, what it is), and sections that are HTML already."""
-    shown = "".join(
-        f"<div><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>" for number, what in tiles
-    )
-    name = html.escape(name)
-    header = f"<header><p>{kind}</p><h1>{name}</h1><p>{html.escape(about)}</p></header>"
-    body = "\n".join([header, f'<div class="tiles">{shown}</div>', *sections])
+def build_page(record: Record, tiles: Iterable[tuple[str, str]], sections: list[str]) -> str:
+    """The page of a run as HTML: what it is, tiles (number, what it is), and sections that are HTML already."""
+    args, name = record.info["args"], html.escape(record.name)
+    about = [args.get("dataset"), args.get("space_config"), f"seed {args.get('seed')}"]
+    about += [f"{len(record.history)} epochs", args.get("note")]
+    about = html.escape(" · ".join(str(item) for item in about if item))
+    header = f"<header><p>{html.escape(record.kind)}</p><h1>{name}</h1><p>{about}</p></header>"
+    boxes = [f"<div><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>" for number, what in tiles]
+    body = "\n".join([header, f'<div class="tiles">{"".join(boxes)}</div>', *sections])
     page = string.Template(Path(__file__).with_name("page.html").read_text())
-    return page.substitute(title=f"{name}: {kind}", body=body)
+    return page.substitute(title=f"{name}: {html.escape(record.kind)}", body=body)
 
 
 def list_results(record: Record) -> Iterator[tuple[str, str]]:
@@ -43,11 +44,8 @@ def list_results(record: Record) -> Iterator[tuple[str, str]]:
             yield f"{last:.2f} %", what
     for name in record.parts("table_acc"):
         if not math.isnan(last := record.last("table_acc", name)):
-            on, rank = f" on {name}" if name else "", record.last("table_rank", name)
-            yield (
-                f"{last:.2f} %",
-                f"looked-up test accuracy{on}" + (f", rank {rank:,.0f} among all" if rank > 0 else ""),
-            )
+            what, rank = f"looked-up test accuracy{' on ' * bool(name)}{name}", record.last("table_rank", name)
+            yield f"{last:.2f} %", what + (f", rank {rank:,.0f} among all" if rank > 0 else "")
 
 
 def list_costs(record: Record) -> Iterator[tuple[str, str]]:
@@ -120,9 +118,9 @@ def embed(picture: bytes, label: str) -> str:
     return f'<img alt="{html.escape(label)}" src="data:image/{kind};base64,{base64.b64encode(picture).decode()}">'
 
 
-def embed_svg(svg: str, label: str) -> str:
+def embed_svg(file: Path, label: str) -> str:
     """An SVG as part of the page: colours of text and lines follow the page's theme, the size follows the column."""
-    head, rest = re.search(r"(<svg.*?)>(.*)", svg, re.DOTALL).groups()
+    head, rest = re.search(r"(<svg.*?)>(.*)", file.read_text(), re.DOTALL).groups()
     head = re.sub(r'\s(width|height|id|xmlns|xmlns:xlink)="[^"]*"', "", head)
     used = set(re.findall(r"#([\w-]+)", rest))
     rest = re.sub(r'\sid="([^"]*)"', lambda match: match[0] if match[1] in used else "", rest)
@@ -134,7 +132,9 @@ def embed_svg(svg: str, label: str) -> str:
 
 def animate(pictures: list[np.ndarray], texts: list[str], seconds: float = 15.0) -> bytes:
     """An animated GIF of pictures of one size, each with a line of text above it and a bar of how far it is."""
-    frames = [_frame(picture, text, (i + 1) / len(texts)) for i, (picture, text) in enumerate(zip(pictures, texts))]
+    frames = [
+        _frame(picture, text, i / len(texts)) for i, (picture, text) in enumerate(zip(pictures, texts, strict=True), 1)
+    ]
     frames = [frame.quantize(255, Image.Quantize.FASTOCTREE) for frame in frames]
     durations = [int(min(600, max(60, 1000 * seconds / len(frames))))] * (len(frames) - 1) + [3000]
     options = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "optimize": True}
