@@ -81,8 +81,8 @@ def _draw_nodes(part: graphviz.Digraph, genotype: Genotype, cell: str) -> tuple[
     inputs = [] if cell == "cell" else [f"{cell}_in0", f"{cell}_in1"]  # of NAS-Bench-201, node 0 is the input
     nodes = [f"{cell}_{node}" for node in range(4)]
     output = '<c<sub><font point-size="9">{}</font></sub>>'  # of a cell, by its place in the network
-    for point, place in reversed([*zip(inputs, ("k-2", "k-1"), strict=True)]):
-        part.node(point, output.format(place))
+    for point in reversed(inputs):
+        part.node(point, output.format("k-1" if point == inputs[1] else "k-2"))
     for node, point in enumerate(nodes):
         part.node(point, str(node), shape="circle", margin="0")
     if inputs:
@@ -147,6 +147,7 @@ def epoch_pictures(line: dict) -> dict[str, Figure | np.ndarray]:
 
 CAPTIONS = {
     "cells": "A node adds up its two operations; a cell puts out its nodes side by side. Thick lines are 5×5 kernels.",
+    "cell": "A node adds up its operations; the last one is the output.",
     "progress": "Distance: cosine distance of the one-hot genotypes of consecutive epochs; 0 is the same architecture.",
     "trajectory": "A panel for each edge: a column for each source, a row for each node; shaded if in the genotype. A"
     " line ends where its operation leaves the space.",
@@ -167,7 +168,13 @@ def write_report(folder: str | Path) -> list[Path]:
     if record.genotype:
         files += draw_cells(record.genotype, out / "cells")
         svg = report.embed_svg(files[0], "The cells") if len(files) > 1 else ""
-        sections.append(report.section("The cells", svg, CAPTIONS["cells"] if svg else NO_DOT))
+        sections.append(
+            report.section(
+                "The cells",
+                svg,
+                CAPTIONS["cells" if isinstance(record.genotype, Genotype) else "cell"] if svg else NO_DOT,
+            )
+        )
     if gif := evolution_gif(record):
         files.append(write(out / "evolution.gif", gif))
         picture = report.embed(gif, "The cells after each epoch")
@@ -175,7 +182,10 @@ def write_report(folder: str | Path) -> list[Path]:
     for name, title, caption, figure in draw_figures(record):
         files += figures.save_figure(figure, out / name)
         sections.append(report.section(title, report.embed_svg(files[-2], title), caption))
-    sections += [report.test_section(record.folder), report.copyable("Command of this run", record.info["command"])]
+    sections += [
+        report.evaluation_section(record.folder),
+        report.copyable("Command of this run", record.info["command"]),
+    ]
     rows = [[key, str(value)] for key, value in [*sorted(args.items()), *record.info["versions"].items()]]
     sections.append(report.details("All arguments, and versions", report.table(rows)))
     page = report.build_page(record, list_facts(record), sections)
@@ -191,7 +201,7 @@ def draw_figures(record: Record) -> Iterator[tuple[str, str, str, Figure]]:
         title = f"{record.quantity.capitalize()}, {CELL_TITLES[cell].lower()}"
         figure = figures.trajectory_figure(record, cell)
         yield f"{record.quantity}_{cell}", title, CAPTIONS["trajectory"], figure
-    if record.quantity:
+    if {"samplings", "candidates"} & record.history[0].keys():
         yield "subspace", "The subspace over time", CAPTIONS["subspace"], figures.subspace_figure(record)
 
 

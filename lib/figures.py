@@ -203,7 +203,8 @@ def trajectory_figure(record: Record, cell: str) -> Figure:
 
 def subspace_figure(record: Record) -> Figure:
     """Which operations were active when, on each edge of the cells; grey where an operation is not available."""
-    figure = Figure((WIDTH, 8.6), layout="constrained")
+    heights = [len(EDGES[cell]) * (1 + len(records.operations(record.history[0]))) for cell in record.cells]
+    figure = Figure((WIDTH, 1.0 + 0.06 * max(heights)), layout="constrained")
     for axis, cell in zip(figure.subplots(1, len(record.cells), squeeze=False)[0], record.cells, strict=True):
         shares, ops = records.subspace(record, cell)
         rows, chosen = len(ops) + 1, dict(edges_of(record.genotype)[cell])

@@ -19,6 +19,7 @@ from lib.records import Record, read_json
 
 INK, MUTED, LINE, SOFT, PAPER, BLUE = "#1f2933", "#5f6b7a", "#d5dae1", "#f1f4f8", "#ffffff", "#0072b2"
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", SOFT: "var(--soft)", PAPER: "none"}
+COLUMN = 518.4  # points: a picture of this width, figures.WIDTH, fills the column
 MANY_CLASSES = 20  # more than these have no confusion matrix in numbers
 
 
@@ -71,16 +72,12 @@ def copyable(title: str, text: str, hint: str = "") -> str:
     return f'<section><h2>{title}</h2>{hint}<div class="copy"><pre>{words}</pre>{button}</div></section>'
 
 
-def table(rows: list[list], header: list[str] | None = None) -> str:
+def table(rows: Iterable[Iterable], header: Iterable[str] = ()) -> str:
     """Rows of texts or numbers; the first cell of each names it."""
-    lines = [f"<th>{html.escape(str(first))}</th>" + "".join(map(_cell, rest)) for first, *rest in rows]
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in header or [])
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _cell(value: object) -> str:
-    number = ' class="number"' if isinstance(value, (int, float)) else ""
-    return f"<td{number}>{html.escape(f'{value:.2f}' if isinstance(value, float) else str(value))}</td>"
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in header)
+    lines = [[html.escape(f"{cell:.2f}" if isinstance(cell, float) else str(cell)) for cell in row] for row in rows]
+    body = "".join(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in rest)}</tr>" for first, *rest in lines)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def details(title: str, content: str) -> str:
@@ -88,28 +85,27 @@ def details(title: str, content: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
-def test_section(folder: Path) -> str:
+def evaluation_section(folder: Path) -> str:
     """What evaluate.py left in a run folder: accuracy per class, confusions and mistakes; "" if it was not run."""
-    if not (folder / "evaluation.json").is_file():
+    file = folder / "evaluation.json"
+    if not file.is_file():
         return ""
     try:
-        found = read_json(folder / "evaluation.json")
-        classes, matrix, per_class = found["classes"], found["confusion"], found["per_class"]
-        per_class = per_class.values() if isinstance(per_class, dict) else per_class
-        numbers = [[float(row["accuracy"]), int(row["images"])] for row in per_class]
-        rows = [[name, *row] for name, row in zip(classes, numbers, strict=True)]
-        parts = [f"<p>{float(found['accuracy']):.2f} % of {sum(images for _, images in numbers):,} images</p>"]
-        parts.append(table(rows, ["class", "accuracy (%)", "images"]))
+        found = read_json(file)
+        classes, counts = found["classes"], [row["images"] for row in found["per_class"]]
+        shares = ["no image" if row["accuracy"] is None else float(row["accuracy"]) for row in found["per_class"]]
+        text = f"<p>{float(found['accuracy']):.2f} % of {sum(counts):,} images</p>"
+        text += table(zip(classes, shares, counts, strict=True), ["class", "accuracy (%)", "images"])
         if len(classes) <= MANY_CLASSES:
-            counts = [[name, *map(int, row)] for name, row in zip(classes, matrix, strict=True)]
-            parts.append(details("Confusion matrix in numbers", table(counts, ["true \\ predicted", *classes])))
+            rows = [[name, *row] for name, row in zip(classes, found["confusion"], strict=True)]
+            text += details("Confusion matrix in numbers", table(rows, ["true, predicted", *classes]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'evaluation.json'} is damaged ({error!r}); run evaluate.py again") from None
+        raise UserError(f"{file} is damaged ({error!r}); run evaluate.py again") from None
     titles = {"confusion": "Which class was taken for which", "mistakes": "The most confident mistakes"}
     for name, title in titles.items():
-        if (file := folder / f"{name}.png").is_file():
-            parts.append(f'<h3>{title}</h3><div class="picture">{embed(file.read_bytes(), title)}</div>')
-    return f"<section><h2>Test</h2>{''.join(parts)}</section>"
+        if (picture := folder / f"{name}.png").is_file():
+            text += f'<h3>{title}</h3><div class="picture">{embed(picture.read_bytes(), title)}</div>'
+    return f"<section><h2>Test</h2>{text}</section>"
 
 
 def embed(picture: bytes, label: str) -> str:
@@ -120,8 +116,9 @@ def embed(picture: bytes, label: str) -> str:
 
 def embed_svg(file: Path, label: str) -> str:
     """An SVG as part of the page: colours of text and lines follow the page's theme, the size follows the column."""
-    head, rest = re.search(r"(<svg.*?)>(.*)", file.read_text(), re.DOTALL).groups()
+    head, width, rest = re.search(r'(<svg[^>]*?width="([\d.]+)pt".*?)>(.*)', file.read_text(), re.DOTALL).groups()
     head = re.sub(r'\s(width|height|id|xmlns|xmlns:xlink)="[^"]*"', "", head)
+    head += f' style="max-width: {float(width) / COLUMN:.0%}"'  # all pictures at one scale
     used = set(re.findall(r"#([\w-]+)", rest))
     rest = re.sub(r'\sid="([^"]*)"', lambda match: match[0] if match[1] in used else "", rest)
     rest = re.sub(r"<metadata>.*?</metadata>|<title>.*?</title>|<!--.*?-->", "", rest, flags=re.DOTALL)
@@ -132,10 +129,10 @@ def embed_svg(file: Path, label: str) -> str:
 
 def animate(pictures: list[np.ndarray], texts: list[str], seconds: float = 15.0) -> bytes:
     """An animated GIF of pictures of one size, each with a line of text above it and a bar of how far it is."""
-    frames = [
-        _frame(picture, text, i / len(texts)) for i, (picture, text) in enumerate(zip(pictures, texts, strict=True), 1)
-    ]
-    frames = [frame.quantize(255, Image.Quantize.FASTOCTREE) for frame in frames]
+    palette = Image.fromarray(np.vstack(pictures[:: max(1, len(pictures) // 4)])).quantize(255)
+    shares = np.arange(1, len(texts) + 1) / len(texts)
+    frames = [_frame(*parts) for parts in zip(pictures, texts, shares, strict=True)]
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [int(min(600, max(60, 1000 * seconds / len(frames))))] * (len(frames) - 1) + [3000]
     options = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "optimize": True}
     frames[0].save(buffer := io.BytesIO(), "GIF", **options)
