@@ -209,6 +209,8 @@ class Supernet(_Skeleton):
     """
 
     straight_through = False
+    checkpoint_cells = False
+    candidates = {"cell": [PRIMITIVES] * len(EDGE_LIST)}
 
     def __init__(self, C: int, num_classes: int, N: int) -> None:
         super().__init__(C, num_classes, N, SearchCell)

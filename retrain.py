@@ -36,7 +36,7 @@ SCHEDULES = {"cosine": utils.cosine_rate, "linear": utils.linear_rate}
 def main(args: argparse.Namespace) -> Path:
     """Train the network that the arguments describe; returns the run folder."""
     device = utils.choose_device(args)
-    run = Run(args, "retrain.py", f"retrain-{args.dataset}", 1, ["epochs"], check_longer)
+    run = Run(args, "retrain.py", f"retrain-{args.dataset}", may_change=["epochs"], check=check_longer)
     genotype = load_genotype(args, run)
     utils.set_seed(args.seed)
     train, test, info = data.train_data(**cli.data_arguments(args, device))

@@ -39,7 +39,8 @@ from utils import Average, Metrics
 def main(args: argparse.Namespace) -> Path:
     """Run the search that the arguments describe; returns the run folder."""
     device = utils.choose_device(args)
-    run = Run(args, "search.py", f"search-{args.dataset}-{args.space_config}", ["epochs"], check_longer)
+    name = f"search-{args.dataset}-{args.space_config}"
+    run = Run(args, "search.py", name, may_change=["epochs"], check=check_longer)
     check(args)
     utils.set_seed(args.seed)
     space = genotypes.SPACES[args.space_config]
