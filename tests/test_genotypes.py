@@ -37,13 +37,15 @@ def is_buildable(genotype: Genotype | Genotype201) -> bool:
     """What `parse` promises, written a second time."""
     if isinstance(genotype, Genotype201):
         return len(genotype.ops) == 6 and set(genotype.ops) <= set(genotypes.SPACES["nasbench201"].primitives)
-    for cell, concat in ((genotype.normal, genotype.normal_concat), (genotype.reduce, genotype.reduce_concat)):
-        if len(cell) != 8 or not set(concat) <= {2, 3, 4, 5} or len(concat) != len(set(concat)) or not concat:
-            return False
-        for index, (op, source) in enumerate(cell):
-            if op not in set(operations.OPS) - {"none"} or type(source) is not int or not 0 <= source < 2 + index // 2:
-                return False
-    return True
+    concats = [list(genotype.normal_concat), list(genotype.reduce_concat)]
+    cells = genotype.normal, genotype.reduce
+    pairs = [(op, source, 2 + i // 2) for cell in cells for i, (op, source) in enumerate(cell)]
+    return (
+        [*map(len, cells)] == [8, 8]
+        and all(concat and set(concat) <= {2, 3, 4, 5} and len(set(concat)) == len(concat) for concat in concats)
+        and {op for op, _, _ in pairs} <= set(operations.OPS) - {"none"}
+        and all(type(source) is int and 0 <= source < node for _, source, node in pairs)
+    )
 
 
 # --- nothing is executed ----------------------------------------------------------------------------------------------
@@ -85,16 +87,12 @@ HOSTILE = {
     "after": f"{LITERAL}; {CODE}",
     "before": f"{CODE}\n{LITERAL}",
     "comprehension": LITERAL.replace("range(2, 6)", "[i for i in range(2, 6)]", 1),
-    "lambda": f"Genotype(normal=(lambda: {CODE})(), normal_concat=[2], reduce=[], reduce_concat=[2])",
     "f-string": LITERAL.replace("'skip_connect'", f'f"{{{CODE}}}"', 1),
     "star": "Genotype(*[1, 2, 3, 4])",
-    "keywords": "Genotype(**{'normal': 1})",
     "attribute": LITERAL.replace("Genotype(", "Genotype.__class__(", 1),
     "other name": LITERAL.replace("Genotype(", "eval(", 1),
-    "other call": LITERAL.replace("range(", "exit(", 1),
     "walrus": f"(Genotype := {CODE})",
     "huge range": LITERAL.replace("range(2, 6)", "range(0, 10**12)", 1),
-    "large range": LITERAL.replace("range(2, 6)", "range(0, 1000000000000)", 1),
     "huge number": LITERAL.replace("0", "9" * 5000, 1),
     "power": LITERAL.replace("0", "9**9**9", 1),
     "deep": "Genotype(" + "(" * 4000 + ")" * 4000,
@@ -104,7 +102,6 @@ HOSTILE = {
     "long": LITERAL + " " * 10_000 + ";",
     "many starts": "genotype: = |" * 700 + "~",
     "true as a source": LITERAL.replace("0", "True", 1),
-    "float as a source": LITERAL.replace("0", "0.0", 1),
     "cell": CELL.replace("none", CODE),
     "operations": f"Genotype201(ops=[{CODE}] * 6)",
 }
@@ -120,8 +117,11 @@ def test_code_and_bombs_are_refused(name):
     assert time.time() - started < 2 and not Path("/tmp/executed").exists()
 
 
+SIGNS = st.lists(st.sampled_from([*"|+~012 \n\0:=", "none", "x"]), max_size=30).map("".join)
+
+
 @settings(max_examples=150, deadline=None)
-@given(st.text() | st.text().map("x = Genotype({})".format) | st.lists(st.sampled_from([*"|+~012 \n\0:", "none", "x"]), max_size=30).map("".join))  # fmt: skip
+@given(st.text() | st.text().map("x = Genotype({})".format) | SIGNS)
 def test_any_text_is_a_genotype_or_refused(text):
     parse(text)
 
@@ -136,26 +136,6 @@ def test_mutated_literal_is_a_genotype_or_refused(data, text):
         end = min(len(text), start + data.draw(st.integers(0, 6)))
         text = text[:start] + data.draw(st.sampled_from(["", *tokens])) + text[end:]
     parse(text)
-
-
-ATOMS = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(PRIMITIVES)
-NESTED = [lambda x: st.lists(x, max_size=9), lambda x: st.tuples(x, x), lambda x: st.dictionaries(st.integers(0, 9), x)]
-LITERALS = st.recursive(ATOMS, lambda inner: st.one_of(*(nest(inner) for nest in NESTED)), max_leaves=20)
-
-
-@settings(max_examples=150, deadline=None)
-@given(GENOTYPES, st.sampled_from(Genotype._fields), st.data())
-def test_genotype_with_any_other_value_in_it_is_buildable_or_refused(genotype, field, data):
-    value = getattr(genotype, field)
-    other = data.draw(LITERALS)
-    if data.draw(st.booleans()) and isinstance(value, list):  # a part of the field
-        index = data.draw(st.integers(0, len(value) - 1))
-        if field in ("normal", "reduce") and data.draw(st.booleans()):
-            pair = list(value[index])
-            pair[data.draw(st.integers(0, 1))] = other
-            other = tuple(pair)
-        other = [*value[:index], other, *value[index + 1 :]]
-    parse(str(genotype._replace(**{field: other})))
 
 
 # --- what people have at hand -----------------------------------------------------------------------------------------
@@ -184,12 +164,7 @@ def test_a_cell_of_nasbench201_is_its_string():
     genotype = genotypes.load(f"{CELL}\n")
     assert str(genotype) == CELL and genotype == Genotype201(genotype.ops) == genotypes.parse(repr(genotype))
     assert genotypes.parse(f"epoch 0: {CELL} (cifar10 91.50 %; rank 7 of 15,625)") == genotype
-    for change in [
-        ("avg_pool_3x3", "max_pool_3x3"),
-        ("~1", "~0"),
-        ("~1", "~\N{SUPERSCRIPT ONE}"),
-        ("+|none~0", "|none~0"),
-    ]:
+    for change in [("avg_pool", "max_pool"), ("~1", "~0"), ("~1", "~\N{SUPERSCRIPT ONE}"), ("+|none~0", "|none~0")]:
         with pytest.raises(ValueError, match=r"expected \|op~0\|\+\|op~0\|op~1\|\+.* with op one of none"):
             genotypes.load(CELL.replace(*change, 1))
 
@@ -273,10 +248,9 @@ def load_copy(path: Path):
 
 
 def test_a_genotype_that_cannot_be_built_does_not_break_the_others(copy):
+    unknown = LITERAL.replace("skip_connect", "my_op", 1)
     with copy.open("a") as file:
-        file.write(
-            f"A = {LITERAL.replace('skip_connect', 'my_op', 1)}\nB = Genotype([], None, 3, [9])\nC = {LITERAL}\n"
-        )
+        file.write(f"A = {unknown}\nB = Genotype([], None, 3, [9])\nC = {LITERAL}\n")
         file.write("D = Genotype201(('none',) * 5)\nE = Genotype201(3)\n")
     module = load_copy(copy)
     assert module.names() == [*PUBLISHED, "C"] and module.load("C") == genotypes.DDSAS_cifar10

@@ -105,7 +105,7 @@ class AnySequence(RuleBasedStateMachine):
     def genotype(self) -> None:
         """Two sources for each node, different ones, with operations that are available."""
         genotype = self.space.genotype()
-        assert genotypes.validate(genotype) == genotypes.parse(str(genotype)) == genotype
+        assert genotypes.parse(str(genotype)) == genotype
         for kind in CELL_TYPES:
             pairs = getattr(genotype, kind)
             for node in range(NODES):
@@ -138,4 +138,4 @@ def through_a_file(state: dict) -> dict:
 
 
 TestAnySequence = AnySequence.TestCase
-TestAnySequence.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+TestAnySequence.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)

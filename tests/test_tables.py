@@ -160,17 +160,7 @@ def test_the_published_facts_of_the_package_s_table():
     expected = {"nor_conv_3x3": 93.24, "skip_connect": 60.78, "avg_pool_3x3": 50.29, "none": 10.0}
     assert {op: round(table.accuracy(Genotype201((op,) * 6), "cifar10"), 2) for op in expected} == expected
     values = [table.accuracy(genotype, "cifar10") for genotype in SPACE]
-    assert round(max(values), 2) == 94.07 and round(sum(values) / len(values), 2) == 86.77
-    assert {g for g in SPACE if table.accuracy(g, "cifar10") == 10} == {g for g in SPACE if not reaches_output(g)}
-
-
-def reaches_output(genotype: Genotype201) -> bool:
-    """Whether anything gets from node 0 to node 3; from 341 cells nothing does."""
-    reached = {0}
-    for (node, source), op in zip(EDGE_LIST, genotype.ops, strict=True):
-        if source in reached and op != "none":
-            reached.add(node)
-    return 3 in reached
+    assert round(max(values), 2) == 94.07 and round(sum(values) / len(values), 2) == 86.77 and values.count(10) == 341
 
 
 # --- the command, and Markdown ----------------------------------------------------------------------------------------
