@@ -81,10 +81,8 @@ HOSTILE = {
     "before": f"{CODE}\n{LITERAL}",
     "comprehension": LITERAL.replace("range(2, 6)", "[i for i in range(2, 6)]", 1),
     "f-string": LITERAL.replace("'skip_connect'", f'f"{{{CODE}}}"', 1),
-    "star": "Genotype(*[1, 2, 3, 4])",
     "attribute": LITERAL.replace("Genotype(", "Genotype.__class__(", 1),
     "other name": LITERAL.replace("Genotype(", "eval(", 1),
-    "walrus": f"(Genotype := {CODE})",
     "huge range": LITERAL.replace("range(2, 6)", "range(0, 10**12)", 1),
     "huge number": LITERAL.replace("0", "9" * 5000, 1),
     "power": LITERAL.replace("0", "9**9**9", 1),
@@ -110,18 +108,9 @@ def test_code_and_bombs_are_refused(name):
     assert time.time() - started < 2 and not Path("/tmp/executed").exists()
 
 
-SIGNS = st.lists(st.sampled_from([*"|+~012 \n\0:=", "none", "x"]), max_size=30).map("".join)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.text() | st.text().map("x = Genotype({})".format) | SIGNS)
-def test_any_text_is_a_genotype_or_refused(text):
-    parse(text)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.data(), st.sampled_from([LITERAL, CELL]))
-def test_mutated_literal_is_a_genotype_or_refused(data, text):
+@settings(max_examples=250, deadline=None)
+@given(st.data(), st.sampled_from([LITERAL, CELL, f"x = {CELL}"]) | st.text())
+def test_any_text_is_a_genotype_or_refused(data, text):
     words = ["range", "None", "True", "lambda:", "...", "1e999", "x", "**", "é", "|", "~"]
     tokens = [*PRIMITIVES, *"0123456789()[],='\"-+*.:{} \n\0#", *words]
     for _ in range(data.draw(st.integers(1, 3))):
@@ -132,13 +121,6 @@ def test_mutated_literal_is_a_genotype_or_refused(data, text):
 
 
 # --- what people have at hand -----------------------------------------------------------------------------------------
-
-
-def test_a_genotype_survives_the_round_trip():
-    for genotype in [*map(genotypes.load, PUBLISHED), genotypes.PDARTS._replace(normal_concat=[5, 3])]:
-        assert genotypes.parse(str(genotype)) == genotype == genotypes.load(str(genotype))
-        fields = ", ".join(f"\n    {value!r}" for value in genotype)
-        assert genotypes.parse(f"# my best\nMY_CELL = Genotype({fields},\n)  # by hand") == genotype
 
 
 @pytest.mark.parametrize("literal", [LITERAL, CELL])
@@ -161,12 +143,14 @@ def test_a_cell_of_nasbench201_is_its_string():
             genotypes.load(CELL.replace(*change, 1))
 
 
-def test_names_files_and_run_folders_are_found(tmp_path):
+def test_names_literals_files_and_run_folders_are_found(tmp_path):
     assert genotypes.names() == [*PUBLISHED] and not genotypes.broken()
-    assert [genotypes.load(name) for name in PUBLISHED] == [getattr(genotypes, name) for name in PUBLISHED]
-    (tmp_path / "genotype.txt").write_text(f"{genotypes.PDARTS}\n")
-    for place in (tmp_path, tmp_path / "genotype.txt", f"  {tmp_path}/\n"):
-        assert genotypes.load(place) == genotypes.PDARTS
+    for genotype in [*map(genotypes.load, PUBLISHED), genotypes.PDARTS._replace(normal_concat=[5, 3])]:
+        (tmp_path / "genotype.txt").write_text(f"{genotype}\n")
+        fields = ", ".join(f"\n    {value!r}" for value in genotype)
+        by_hand = f"# my best\nMY_CELL = Genotype({fields},\n)  # by hand"
+        for text in (genotype, by_hand, tmp_path, tmp_path / "genotype.txt", f"  {tmp_path}/\n"):
+            assert genotypes.load(text) == genotype
 
 
 def test_what_holds_no_genotype_is_named(tmp_path):

@@ -75,14 +75,8 @@ def test_a_damaged_table_is_refused_by_line(tmp_path, content, reason):
     assert str(caught.value).isprintable()
 
 
-def test_what_can_be_no_table_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_FILE", 100)
-    (tmp_path / "table.csv").write_text(f"{TEXT},91.5\n" * 2)
-    for path, reason in (
-        (tmp_path / "table.csv", "larger than"),
-        ("/dev/zero", "expected a file"),
-        ("a\0b", "cannot be"),
-    ):
+def test_what_can_be_no_table_is_not_read():
+    for path, reason in (("/dev/zero", "expected a file"), ("a\0b", "cannot be read")):
         with pytest.raises(cli.UserError, match=reason):
             load_table(path)
 
@@ -143,8 +137,8 @@ def test_the_package_s_table_is_read_without_its_code(package, tmp_path, monkeyp
     with pytest.raises(pickle.UnpicklingError):
         load_table()
     assert not (tmp_path / "trace").exists()
-    (package / "data.anb").unlink()
-    with pytest.raises(cli.UserError, match="cannot be read"):
+    monkeypatch.setattr(tables, "MAX_FILE", 10)
+    with pytest.raises(cli.UserError, match="larger than"):
         load_table()
 
 
