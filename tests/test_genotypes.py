@@ -6,6 +6,7 @@ import importlib.util
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -17,33 +18,27 @@ from hypothesis import strategies as st
 
 import genotypes
 import operations
-from genotypes import NODES, PRIMITIVES, Genotype, Genotype201
+from genotypes import PRIMITIVES, Genotype, Genotype201
 from lib import cli, genotype_io
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ("DDSAS_cifar10", "DDSAS_cifar100", "DDSAS_imagenet", "PDARTS", "DARTS_V1", "DARTS_V2")
 CELL = "|nor_conv_3x3~0|+|nor_conv_1x1~0|avg_pool_3x3~1|+|none~0|skip_connect~1|nor_conv_3x3~2|"
 
-OPS = st.sampled_from(list(operations.OPS)[1:])
-CELLS = st.tuples(*(st.tuples(OPS, st.integers(0, 1 + index // 2)) for index in range(2 * NODES))).map(list)
-CONCATS = st.one_of(
-    st.just(range(2, 6)),
-    st.lists(st.integers(2, 5), min_size=1, max_size=4, unique=True).filter(lambda c: c != [2, 3, 4, 5]),
-)
-GENOTYPES = st.builds(Genotype, CELLS, CONCATS, CELLS, CONCATS)
-
 
 def is_buildable(genotype: Genotype | Genotype201) -> bool:
     """What `parse` promises, written a second time."""
     if isinstance(genotype, Genotype201):
         return len(genotype.ops) == 6 and set(genotype.ops) <= set(genotypes.SPACES["nasbench201"].primitives)
-    for cell, concat in ((genotype.normal, genotype.normal_concat), (genotype.reduce, genotype.reduce_concat)):
-        if len(cell) != 8 or not set(concat) <= {2, 3, 4, 5} or len(concat) != len(set(concat)) or not concat:
-            return False
-        for index, (op, source) in enumerate(cell):
-            if op not in set(operations.OPS) - {"none"} or type(source) is not int or not 0 <= source < 2 + index // 2:
-                return False
-    return True
+    concats = [list(genotype.normal_concat), list(genotype.reduce_concat)]
+    cells = genotype.normal, genotype.reduce
+    pairs = [(op, source, 2 + i // 2) for cell in cells for i, (op, source) in enumerate(cell)]
+    return (
+        [*map(len, cells)] == [8, 8]
+        and all(concat and set(concat) <= {2, 3, 4, 5} and len(set(concat)) == len(concat) for concat in concats)
+        and {op for op, _, _ in pairs} <= set(operations.OPS) - {"none"}
+        and all(type(source) is int and 0 <= source < node for _, source, node in pairs)
+    )
 
 
 # --- nothing is executed ----------------------------------------------------------------------------------------------
@@ -85,16 +80,10 @@ HOSTILE = {
     "after": f"{LITERAL}; {CODE}",
     "before": f"{CODE}\n{LITERAL}",
     "comprehension": LITERAL.replace("range(2, 6)", "[i for i in range(2, 6)]", 1),
-    "lambda": f"Genotype(normal=(lambda: {CODE})(), normal_concat=[2], reduce=[], reduce_concat=[2])",
     "f-string": LITERAL.replace("'skip_connect'", f'f"{{{CODE}}}"', 1),
-    "star": "Genotype(*[1, 2, 3, 4])",
-    "keywords": "Genotype(**{'normal': 1})",
     "attribute": LITERAL.replace("Genotype(", "Genotype.__class__(", 1),
     "other name": LITERAL.replace("Genotype(", "eval(", 1),
-    "other call": LITERAL.replace("range(", "exit(", 1),
-    "walrus": f"(Genotype := {CODE})",
     "huge range": LITERAL.replace("range(2, 6)", "range(0, 10**12)", 1),
-    "large range": LITERAL.replace("range(2, 6)", "range(0, 1000000000000)", 1),
     "huge number": LITERAL.replace("0", "9" * 5000, 1),
     "power": LITERAL.replace("0", "9**9**9", 1),
     "deep": "Genotype(" + "(" * 4000 + ")" * 4000,
@@ -104,7 +93,6 @@ HOSTILE = {
     "long": LITERAL + " " * 10_000 + ";",
     "many starts": "genotype: = |" * 700 + "~",
     "true as a source": LITERAL.replace("0", "True", 1),
-    "float as a source": LITERAL.replace("0", "0.0", 1),
     "cell": CELL.replace("none", CODE),
     "operations": f"Genotype201(ops=[{CODE}] * 6)",
 }
@@ -120,15 +108,9 @@ def test_code_and_bombs_are_refused(name):
     assert time.time() - started < 2 and not Path("/tmp/executed").exists()
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.text() | st.text().map("x = Genotype({})".format) | st.lists(st.sampled_from([*"|+~012 \n\0:", "none", "x"]), max_size=30).map("".join))  # fmt: skip
-def test_any_text_is_a_genotype_or_refused(text):
-    parse(text)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.data(), st.sampled_from([LITERAL, CELL]))
-def test_mutated_literal_is_a_genotype_or_refused(data, text):
+@settings(max_examples=250, deadline=None)
+@given(st.data(), st.sampled_from([LITERAL, CELL, f"x = {CELL}"]) | st.text())
+def test_any_text_is_a_genotype_or_refused(data, text):
     words = ["range", "None", "True", "lambda:", "...", "1e999", "x", "**", "é", "|", "~"]
     tokens = [*PRIMITIVES, *"0123456789()[],='\"-+*.:{} \n\0#", *words]
     for _ in range(data.draw(st.integers(1, 3))):
@@ -138,35 +120,7 @@ def test_mutated_literal_is_a_genotype_or_refused(data, text):
     parse(text)
 
 
-ATOMS = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(PRIMITIVES)
-NESTED = [lambda x: st.lists(x, max_size=9), lambda x: st.tuples(x, x), lambda x: st.dictionaries(st.integers(0, 9), x)]
-LITERALS = st.recursive(ATOMS, lambda inner: st.one_of(*(nest(inner) for nest in NESTED)), max_leaves=20)
-
-
-@settings(max_examples=150, deadline=None)
-@given(GENOTYPES, st.sampled_from(Genotype._fields), st.data())
-def test_genotype_with_any_other_value_in_it_is_buildable_or_refused(genotype, field, data):
-    value = getattr(genotype, field)
-    other = data.draw(LITERALS)
-    if data.draw(st.booleans()) and isinstance(value, list):  # a part of the field
-        index = data.draw(st.integers(0, len(value) - 1))
-        if field in ("normal", "reduce") and data.draw(st.booleans()):
-            pair = list(value[index])
-            pair[data.draw(st.integers(0, 1))] = other
-            other = tuple(pair)
-        other = [*value[:index], other, *value[index + 1 :]]
-    parse(str(genotype._replace(**{field: other})))
-
-
 # --- what people have at hand -----------------------------------------------------------------------------------------
-
-
-@settings(max_examples=50)
-@given(GENOTYPES)
-def test_a_genotype_survives_the_round_trip(genotype):
-    assert genotypes.parse(str(genotype)) == genotype == genotypes.load(str(genotype))
-    fields = ", ".join(f"\n    {value!r}" for value in genotype)
-    assert genotypes.parse(f"# my best\nMY_CELL = Genotype({fields},\n)  # by hand") == genotype
 
 
 @pytest.mark.parametrize("literal", [LITERAL, CELL])
@@ -184,22 +138,19 @@ def test_a_cell_of_nasbench201_is_its_string():
     genotype = genotypes.load(f"{CELL}\n")
     assert str(genotype) == CELL and genotype == Genotype201(genotype.ops) == genotypes.parse(repr(genotype))
     assert genotypes.parse(f"epoch 0: {CELL} (cifar10 91.50 %; rank 7 of 15,625)") == genotype
-    for change in [
-        ("avg_pool_3x3", "max_pool_3x3"),
-        ("~1", "~0"),
-        ("~1", "~\N{SUPERSCRIPT ONE}"),
-        ("+|none~0", "|none~0"),
-    ]:
+    for change in [("avg_pool", "max_pool"), ("~1", "~0"), ("~1", "~\N{SUPERSCRIPT ONE}"), ("+|none~0", "|none~0")]:
         with pytest.raises(ValueError, match=r"expected \|op~0\|\+\|op~0\|op~1\|\+.* with op one of none"):
             genotypes.load(CELL.replace(*change, 1))
 
 
-def test_names_files_and_run_folders_are_found(tmp_path):
+def test_names_literals_files_and_run_folders_are_found(tmp_path):
     assert genotypes.names() == [*PUBLISHED] and not genotypes.broken()
-    assert [genotypes.load(name) for name in PUBLISHED] == [getattr(genotypes, name) for name in PUBLISHED]
-    (tmp_path / "genotype.txt").write_text(f"{genotypes.PDARTS}\n")
-    for place in (tmp_path, tmp_path / "genotype.txt", f"  {tmp_path}/\n"):
-        assert genotypes.load(place) == genotypes.PDARTS
+    for genotype in [*map(genotypes.load, PUBLISHED), genotypes.PDARTS._replace(normal_concat=[5, 3])]:
+        (tmp_path / "genotype.txt").write_text(f"{genotype}\n")
+        fields = ", ".join(f"\n    {value!r}" for value in genotype)
+        by_hand = f"# my best\nMY_CELL = Genotype({fields},\n)  # by hand"
+        for text in (genotype, by_hand, tmp_path, tmp_path / "genotype.txt", f"  {tmp_path}/\n"):
+            assert genotypes.load(text) == genotype
 
 
 def test_what_holds_no_genotype_is_named(tmp_path):
@@ -216,23 +167,22 @@ def test_what_holds_no_genotype_is_named(tmp_path):
         assert str(refused.value).isprintable() and len(str(refused.value)) < 400
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (("'skip_connect'", "'none'"), "unknown operation 'none'"),
-        (("'skip_connect'", "'conv'"), "unknown operation 'conv'; known are max_pool_3x3"),
-        (("0)", "2)"), "source 2 of node 2 must be 0 to 1"),
-        (("0)", "-1)"), "source -1"),
-        (("range(2, 6)", "range(1, 6)"), "intermediate nodes, 2 to 5"),
-        (("range(2, 6)", "[2, 2]"), "each once"),
-        (("normal=[", "normal=[('skip_connect', 0), "), "the normal cell needs 8"),
-        (("normal=", "norm="), "expected Genotype(normal="),
-    ],
-)
-def test_mistakes_are_named(change, message):
-    with pytest.raises(ValueError) as refused:
-        genotypes.load(LITERAL.replace(*change, 1))
-    assert message in str(refused.value)
+MISTAKES = {
+    "unknown operation 'none'": ("'skip_connect'", "'none'"),
+    "unknown operation 'conv'; known are max_pool_3x3": ("'skip_connect'", "'conv'"),
+    "source 2 of node 2 must be 0 to 1": ("0)", "2)"),
+    "source -1": ("0)", "-1)"),
+    "intermediate nodes, 2 to 5": ("range(2, 6)", "range(1, 6)"),
+    "each once": ("range(2, 6)", "[2, 2]"),
+    "the normal cell needs 8": ("normal=[", "normal=[('skip_connect', 0), "),
+    "expected Genotype(normal=": ("normal=", "norm="),
+}
+
+
+def test_mistakes_are_named():
+    for message, change in MISTAKES.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            genotypes.load(LITERAL.replace(*change, 1))
 
 
 def test_primitives_spaces_and_edges():
@@ -244,14 +194,6 @@ def test_primitives_spaces_and_edges():
     assert genotypes.EDGE_LIST == [*edges, *((3, source) for source in range(5))]
     assert genotypes.EDGES == 14 and genotypes.CELL_TYPES == ("normal", "reduce")
     assert [genotypes.count_skips(genotypes.load(name)) for name in [*PUBLISHED, CELL]] == [3, 1, 2, 2, 3, 2, 1]
-
-
-def test_a_new_operation_is_an_entry_of_operations_alone(monkeypatch):
-    text = LITERAL.replace("skip_connect", "conv_1x1")
-    with pytest.raises(ValueError, match="unknown operation 'conv_1x1'"):
-        genotypes.load(text)
-    monkeypatch.setitem(operations.OPS, "conv_1x1", operations.OPS["sep_conv_3x3"])
-    assert genotypes.load(text).normal[1] == ("conv_1x1", 1)
 
 
 # --- recording --------------------------------------------------------------------------------------------------------
@@ -272,11 +214,10 @@ def load_copy(path: Path):
     return module
 
 
-def test_a_genotype_that_cannot_be_built_does_not_break_the_others(copy):
+def test_a_genotype_that_cannot_be_built_does_not_break_the_others(copy, monkeypatch):
+    unknown = LITERAL.replace("skip_connect", "my_op", 1)
     with copy.open("a") as file:
-        file.write(
-            f"A = {LITERAL.replace('skip_connect', 'my_op', 1)}\nB = Genotype([], None, 3, [9])\nC = {LITERAL}\n"
-        )
+        file.write(f"A = {unknown}\nB = Genotype([], None, 3, [9])\nC = {LITERAL}\n")
         file.write("D = Genotype201(('none',) * 5)\nE = Genotype201(3)\n")
     module = load_copy(copy)
     assert module.names() == [*PUBLISHED, "C"] and module.load("C") == genotypes.DDSAS_cifar10
@@ -284,49 +225,37 @@ def test_a_genotype_that_cannot_be_built_does_not_break_the_others(copy):
     for name in module.broken():
         with pytest.raises(cli.UserError):
             module.load(name)
+    monkeypatch.setitem(operations.OPS, "my_op", operations.OPS["sep_conv_3x3"])  # its author adds what it needs
+    assert ("my_op", 1) in module.load("A").normal
 
 
-def test_a_recorded_genotype_is_there_beside_the_others(copy):
+def test_a_recorded_genotype_replaces_the_one_before_even_if_edited_by_hand(copy):
     before = copy.read_text().rstrip()
-    genotypes.record("MY_CELL", genotypes.DARTS_V1, copy)
-    genotypes.record("OTHER", genotypes.PDARTS._replace(normal_concat=[4, 5]), copy)
-    genotypes.record("SMALL", genotypes.load(CELL), copy)
-    assert copy.read_text().startswith(before)
-    module = load_copy(copy)
-    assert module.load("MY_CELL") == genotypes.DARTS_V1 and module.load("OTHER").normal_concat == [4, 5]
-    assert str(module.load("SMALL")) == CELL and all(module.load(name) == genotypes.load(name) for name in PUBLISHED)
-    assert module.load(copy.read_text().splitlines()[-1]) == module.SMALL
-
-
-def test_a_name_recorded_again_is_replaced_even_if_edited_by_hand(copy):
     genotypes.record("A", genotypes.DARTS_V1, copy)
+    genotypes.record("C", genotypes.load(CELL), copy)
     with copy.open("a") as file:
         pairs = ",\n        ".join(map(repr, genotypes.PDARTS.normal))
         file.write(f"# mine\nB = Genotype(\n    normal=[\n        {pairs},\n    ],\n    normal_concat=range(2, 6),\n")
         file.write(f"    reduce={genotypes.PDARTS.reduce},\n    reduce_concat=range(2, 6),\n)\n")
     genotypes.record("A", genotypes.DARTS_V2, copy)
     genotypes.record("B", genotypes.DARTS_V1, copy)
-    module = load_copy(copy)
-    assert (module.A, module.B) == (genotypes.DARTS_V2, genotypes.DARTS_V1)
-    text = copy.read_text()
+    module, text = load_copy(copy), copy.read_text()
+    assert (module.A, module.B, str(module.C)) == (genotypes.DARTS_V2, genotypes.DARTS_V1, CELL)
+    assert text.startswith(before) and module.load(text.splitlines()[-1]) == module.B
     assert [text.count(f"\n{line}") for line in ("A = ", "B = ", "# mine\n", f"{genotype_io.FOUND}\n")] == [1] * 4
     module.check_name("A")
 
 
-def test_a_file_with_a_mistake_is_left_as_it_is(copy):
-    with copy.open("a") as file:
-        file.write("B = Genotype(\n")
-    before = copy.read_bytes()
-    with pytest.raises(ValueError, match="mistake in line .*A = Genotype"):
-        genotypes.record("A", genotypes.PDARTS, copy)
-    assert copy.read_bytes() == before
-
-
-def test_without_fcntl_results_are_recorded_as_well(copy, monkeypatch):
+def test_a_file_with_a_mistake_is_left_as_it_is_and_windows_needs_no_lock(copy, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows: its import fails
     module = load_copy(ROOT / "lib" / "genotype_io.py")
     module.record("A", genotypes.PDARTS, copy)
     assert module.fcntl is None and load_copy(copy).load("A") == genotypes.PDARTS
+    before = copy.read_text() + "B = Genotype(\n"
+    copy.write_text(before)
+    with pytest.raises(ValueError, match="mistake in line .*A = Genotype"):
+        genotypes.record("A", genotypes.PDARTS, copy)
+    assert copy.read_text() == before
 
 
 def record_many(path: Path, letter: str, count: int) -> None:
@@ -334,31 +263,25 @@ def record_many(path: Path, letter: str, count: int) -> None:
         genotypes.record(f"{letter}{number % 40}", genotypes.PDARTS, path)
 
 
-def test_killed_while_recording_leaves_a_whole_file_with_all_before(copy):
-    draw, context, done = random.Random(3), multiprocessing.get_context("fork"), set()
-    for _ in range(5):
-        process, before = context.Process(target=record_many, args=(copy, "C", 10_000)), copy.stat().st_mtime_ns
-        process.start()
-        while copy.stat().st_mtime_ns == before:  # on a busy machine the process is slow to begin
+def test_searches_that_end_together_or_are_killed_lose_nothing(copy):
+    context, draw, done = multiprocessing.get_context("fork"), random.Random(3), {*PUBLISHED}
+    for letter in "ABCDE":
+        processes = [context.Process(target=record_many, args=(copy, letter + end, 3)) for end in "XY"]
+        victim, before = context.Process(target=record_many, args=(copy, "K", 10_000)), copy.stat().st_mtime_ns
+        for process in (*processes, victim):
+            process.start()
+        while copy.stat().st_mtime_ns == before:  # on a busy machine processes are slow to begin
             time.sleep(0.001)
         time.sleep(0.1 * draw.random())
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        os.kill(victim.pid, signal.SIGKILL)
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+        done |= {f"{letter}{end}{number}" for end in "XY" for number in range(3)}
+        victim.join()
         found = set(load_copy(copy).names())
-        assert found >= done | {*PUBLISHED}
+        assert found >= done
         done = found
-    assert len(done) > len(PUBLISHED)
-
-
-def test_searches_that_end_together_all_keep_their_lines(copy):
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=record_many, args=(copy, letter, 4)) for letter in "ABCD"]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    assert {f"{letter}{number}" for letter in "ABCD" for number in range(4)} <= set(load_copy(copy).names())
 
 
 def test_names_that_would_break_the_file_are_refused():

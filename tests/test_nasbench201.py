@@ -13,17 +13,12 @@ from golden_arrays import GOLDEN, assert_close, golden
 import genotypes
 import methods
 import nasbench201
-import search
 from genotypes import Genotype201
-from lib import cli
 from model import count_multiply_adds, count_parameters
-from nasbench201 import EDGE_LIST, PRIMITIVES, Network, Supernet
+from nasbench201 import EDGE_LIST, PRIMITIVES, Network, Supernet, one_op_an_edge
+from space import DynamicSpace
 
 TEXT = "|nor_conv_3x3~0|+|nor_conv_1x1~0|avg_pool_3x3~1|+|none~0|skip_connect~1|nor_conv_3x3~2|"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The supernet
 
 
 def published() -> tuple[dict[str, np.ndarray], Supernet]:
@@ -47,7 +42,7 @@ def test_darts_logits_and_gradients_are_those_of_the_published_supernet():
     actual = {"logits": logits, "loss": loss, "grad_alphas": alphas.grad, "grad_stem": network.stem[0].weight.grad}
     for name, value in actual.items():
         assert_close(value, arrays[name], relative=1e-6, absolute=0)
-    assert str(nasbench201.derive(arrays["alphas"])) == str(arrays["arch"])
+    assert str(one_op_an_edge({"cell": arrays["alphas"]}, PRIMITIVES)) == str(arrays["arch"])
 
 
 def test_gdas_computes_one_operation_an_edge_and_passes_all_gradients_on():
@@ -72,13 +67,6 @@ def computed(network: Supernet) -> set[tuple[int, int]]:
             edge, o = name.split(".")[3:5]
             found.add((EDGE_LIST.index(tuple(map(int, edge.split("<-")))), int(o)))
     return found
-
-
-def test_operations_that_are_not_active_are_not_computed():
-    network, weights = Supernet(4, 10, 1), {"cell": torch.rand(6, 5)}
-    active = [[3], [0, 2], [0], [1, 4], [2, 3], []]
-    logits = network(torch.rand(2, 3, 8, 8), weights, {"cell": active})
-    assert computed(network) == {(0, 3), (1, 2), (4, 2), (4, 3)} and logits.shape == (2, 10)
 
 
 @pytest.mark.parametrize("size", [8, 15])
@@ -121,46 +109,17 @@ def test_published_sizes(op, parameters, multiply_adds):
     assert count_multiply_adds(network, 32) / 1e6 == pytest.approx(multiply_adds, abs=6e-4)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Derivations
+def test_darts_genotypes_here_and_in_its_own_space():
+    for case in json.loads((GOLDEN / "nasbench201_derive.json").read_text()):
+        assert str(one_op_an_edge({"cell": np.array(case["alphas"])}, PRIMITIVES)) == case["architecture"]
+    for case in json.loads((GOLDEN / "darts_derive.json").read_text()):
+        alphas = {kind: torch.tensor(case[f"alphas_{kind}"]).softmax(-1).numpy() for kind in genotypes.CELL_TYPES}
+        assert methods.derive(alphas, genotypes.SPACES["static"]) == genotypes.parse(case["genotype"])
 
 
-def cases(name: str) -> list[dict]:
-    return json.loads((GOLDEN / name).read_text())
-
-
-def method(name: str, text: str = "") -> methods.Method:
-    args = cli.parse(search.get_parser(), f"--method {name} {text}".split())
-    return methods.METHODS[name](args, genotypes.SPACES[args.space_config])
-
-
-def test_darts_architecture_here_and_genotype_in_its_own_space():
-    for case in cases("nasbench201_derive.json"):
-        assert str(nasbench201.derive(np.array(case["alphas"]))) == case["architecture"]
-    for case in cases("darts_derive.json"):
-        darts = method("darts")
-        with torch.no_grad():
-            for kind, alpha in darts.architecture.items():
-                alpha.copy_(torch.tensor(case[f"alphas_{kind}"]))
-        assert darts.genotype() == genotypes.parse(case["genotype"])
-
-
-def test_ddsas_architecture_is_the_best_available_operation_other_than_none():
-    saliency, available = np.zeros((6, 5)), np.ones((6, 5), dtype=bool)
-    saliency[:, 0] = 9  # none does not count
-    saliency[0] = [9, 1, 4, 3, 2]
-    available[0, 2] = False
-    available[1, 1] = False
-    available[2, 1:] = False
-    subspace = method("ddsas", "--space_config nasbench201").subspace
-    subspace.saliency["cell"][:], subspace.available["cell"][:] = saliency, available
-    ops = subspace.genotype().ops
-    assert ops[:4] == ("nor_conv_3x3", "nor_conv_1x1", "none", "skip_connect")  # of equals the lower index
-
-
-def test_gdas_draws_the_largest_perturbed_alpha():
-    alphas = torch.zeros(14, 8, requires_grad=True)
-    gumbel = -torch.empty(14, 8).exponential_().log()
-    h, index = nasbench201.gdas_weights(alphas, 0.1, gumbel)
-    assert index.equal(gumbel.argmax(-1)) and h.detach().allclose(F.one_hot(index, 8).float())
-    assert (h.detach()[F.one_hot(index, 8) == 0] == 0).all()
+def test_ddsas_genotype_has_the_best_available_operations_other_than_none():
+    space = DynamicSpace(PRIMITIVES, 6, 10, cell_types=("cell",), derive=one_op_an_edge)
+    space.saliency["cell"][:, 0] = 9  # none does not count
+    space.saliency["cell"][0] = [9, 1, 4, 3, 2]
+    space.available["cell"][[0, 1], [2, 1]] = False
+    assert space.genotype().ops[:3] == ("nor_conv_3x3", "nor_conv_1x1", "skip_connect")  # of equals the lower index

@@ -75,14 +75,8 @@ def test_a_damaged_table_is_refused_by_line(tmp_path, content, reason):
     assert str(caught.value).isprintable()
 
 
-def test_what_can_be_no_table_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_FILE", 100)
-    (tmp_path / "table.csv").write_text(f"{TEXT},91.5\n" * 2)
-    for path, reason in (
-        (tmp_path / "table.csv", "larger than"),
-        ("/dev/zero", "expected a file"),
-        ("a\0b", "cannot be"),
-    ):
+def test_what_can_be_no_table_is_not_read():
+    for path, reason in (("/dev/zero", "expected a file"), ("a\0b", "cannot be read")):
         with pytest.raises(cli.UserError, match=reason):
             load_table(path)
 
@@ -100,35 +94,30 @@ def package(tmp_path, monkeypatch):
     return folder
 
 
-def pickled(accuracies: dict[Genotype201, float]) -> bytes:
+def pickled(accuracies: dict[Genotype201, float], monkeypatch) -> bytes:
     """A file as the package's, written with a stand-in for its class; its edges are sorted by their sources."""
-    module = types.ModuleType("analognasbench.data")
+    module, content = types.ModuleType("analognasbench.data"), {}
     module.Architecture = type("Architecture", (), {"__module__": module.__name__})
-    content = {}
     for genotype, accuracy in accuracies.items():
         ops = dict(zip(EDGE_LIST, genotype.ops, strict=True))
-        entry = module.Architecture()
         edges = [(1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (3, 2)]
-        entry.architecture = tuple(tables.PACKAGE_OPERATIONS.index(ops[edge]) for edge in edges)
+        content[tuple(tables.PACKAGE_OPERATIONS.index(ops[edge]) for edge in edges)] = entry = module.Architecture()
         entry.baseline_accuracy = accuracy
-        content[entry.architecture] = entry
-    with pytest.MonkeyPatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "analognasbench", types.ModuleType("analognasbench"))
         patch.setitem(sys.modules, module.__name__, module)
-        return pickle.dumps(content, protocol=4)
+        return pickle.dumps(content)
 
 
 class Harmful:
-    def __init__(self, path) -> None:
-        self.path = path
-
     def __reduce__(self):
-        return (open, (str(self.path), "w"))
+        return (open, ("trace", "w"))
 
 
 def test_the_package_s_table_is_read_without_its_code(package, tmp_path, monkeypatch):
     accuracies = {genotype: 10 + 80 * i / len(SPACE) for i, genotype in enumerate(SPACE)}
-    data, trace = pickled(accuracies), tmp_path / "trace"
+    data = pickled(accuracies, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     (package / "data.anb").write_bytes(data)
     monkeypatch.setattr(tables, "PACKAGE_SHA256", {hashlib.sha256(data).hexdigest()})
     table = load_table()
@@ -136,7 +125,7 @@ def test_the_package_s_table_is_read_without_its_code(package, tmp_path, monkeyp
     assert table.best() == str(SPACE[-1]) and table.rank(SPACE[0]) == (15625, 15625)
     assert "analognasbench" not in sys.modules
 
-    harmful = pickle.dumps({(0,) * 6: Harmful(trace)})
+    harmful = pickle.dumps({(0,) * 6: Harmful()})
     deep = b"\x80\x04}" + b"(" * 10**6 + b"t" * 10**6 + b"K\x01s."  # which ends Python itself
     for content in (harmful, deep, data[:-1], data[:1000], b"", bytes([*data[:-9], data[-9] ^ 1, *data[-8:]])):
         (package / "data.anb").write_bytes(content)
@@ -147,9 +136,9 @@ def test_the_package_s_table_is_read_without_its_code(package, tmp_path, monkeyp
     tables.PACKAGE_SHA256.add(hashlib.sha256(harmful).hexdigest())  # even if it had the right checksum
     with pytest.raises(pickle.UnpicklingError):
         load_table()
-    assert not trace.exists()
-    (package / "data.anb").unlink()
-    with pytest.raises(cli.UserError, match="cannot be read"):
+    assert not (tmp_path / "trace").exists()
+    monkeypatch.setattr(tables, "MAX_FILE", 10)
+    with pytest.raises(cli.UserError, match="larger than"):
         load_table()
 
 
@@ -160,64 +149,45 @@ def test_the_published_facts_of_the_package_s_table():
     expected = {"nor_conv_3x3": 93.24, "skip_connect": 60.78, "avg_pool_3x3": 50.29, "none": 10.0}
     assert {op: round(table.accuracy(Genotype201((op,) * 6), "cifar10"), 2) for op in expected} == expected
     values = [table.accuracy(genotype, "cifar10") for genotype in SPACE]
-    assert round(max(values), 2) == 94.07 and round(sum(values) / len(values), 2) == 86.77
-    assert {g for g in SPACE if table.accuracy(g, "cifar10") == 10} == {g for g in SPACE if not reaches_output(g)}
-
-
-def reaches_output(genotype: Genotype201) -> bool:
-    """Whether anything gets from node 0 to node 3; from 341 cells nothing does."""
-    reached = {0}
-    for (node, source), op in zip(EDGE_LIST, genotype.ops, strict=True):
-        if source in reached and op != "none":
-            reached.add(node)
-    return 3 in reached
+    assert round(max(values), 2) == 94.07 and round(sum(values) / len(values), 2) == 86.77 and values.count(10) == 341
 
 
 # --- the command, and Markdown ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def command(capsys):
-    """Runs `python nasbench201.py ...`: (exit code, lines on stdout, stderr)."""
-
-    def run(*argv: str) -> tuple[int, list[str], str]:
-        code = 0
-        try:
-            cli.run_script(nasbench201.main, nasbench201.get_parser(), list(argv))
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out.splitlines(), err
-
-    return run
+def look_up(capsys, *argv: str) -> tuple[int, list[str], str]:
+    """`python nasbench201.py ...`: (exit code, lines on stdout, stderr)."""
+    try:
+        code = cli.run_script(nasbench201.main, nasbench201.get_parser(), [*map(str, argv)]) or 0
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out.splitlines(), err
 
 
-def test_the_command_judges_cells_and_runs(command, tmp_path, monkeypatch):
+def test_the_command_judges_cells_and_runs(capsys, tmp_path, monkeypatch):
     table, run = tmp_path / "table.csv", tmp_path / "run"
     table.write_text(f"architecture,cifar10,imagenet16\n{TEXT},91.5,40\n{SKIPS},60.5,41\n")
     run.mkdir()
     (run / "genotype.txt").write_text(f"{SKIPS}\n")
-    arguments = [TEXT, str(run), NONE, "--table", str(table)]
-    code, lines, _ = command(*arguments)
+    arguments = [TEXT, run, NONE, "--table", table]
+    code, lines, _ = look_up(capsys, *arguments)
     found = "cifar10: 91.50 % (rank 1 of 2, better than 50.00 %), imagenet16: 40.00 % (rank 2 of 2, better than 0.00 %)"
     assert code == 0 and lines[0] == f"{TEXT}: {found}"
     assert (
         lines[1].startswith(f"{run}: {SKIPS}: cifar10: 60.50 %") and "not known: " in lines[2] and "2 of 15" in lines[2]
     )
-    records = [json.loads(line) for line in command(*arguments, "--json")[1]]
-    assert records[1]["run"] == str(run) and records[1]["imagenet16"] == {
-        "accuracy": 41.0, "rank": 1, "count": 2, "better_than": 50.0
-    }  # fmt: skip
+    record = json.loads(look_up(capsys, *arguments, "--json")[1][1])
+    assert record["run"] == str(run) and list(record["imagenet16"].values()) == [41, 1, 2, 50]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert command(TEXT)[1] == [f"{TEXT}: not known: {tables.NO_TABLE}"] and load_table() is None
+    assert look_up(capsys, TEXT)[1] == [f"{TEXT}: not known: {tables.NO_TABLE}"] and load_table() is None
 
 
-def test_mistakes_are_one_line_and_exit_code_2(command, tmp_path):
-    (tmp_path / "darts").mkdir()
-    (tmp_path / "darts" / "genotype.txt").write_text(str(DARTS_V2))
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path):
+    (tmp_path / "genotype.txt").write_text(str(DARTS_V2))
     (tmp_path / "binary").write_bytes(b"\xff\xfe\0")
-    for text in ["|none~0|", "nor_conv_3x3", "no\0file", "a" * 5000, *map(str, tmp_path.iterdir()), str(tmp_path)]:
-        code, lines, error = command(text)
+    for text in ["|none~0|", "nor_conv_3x3", "no\0file", "a" * 5000, tmp_path, *tmp_path.iterdir()]:
+        code, lines, error = look_up(capsys, text)
         assert code == 2 and not lines and error.count("\n") == 1, text
 
 
