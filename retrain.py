@@ -32,7 +32,6 @@ from lib import cli, data, distributed
 from lib.cli import UserError, number
 from lib.runs import create_run, resume_run
 from nasbench201 import Architecture
-from operations import set_probability
 
 SCHEDULES = {"cosine": engine.cosine_rate, "linear": engine.linear_rate}
 
@@ -141,7 +140,7 @@ class Retraining(Training):
         lr = SCHEDULES[args.lr_scheduler](self.epoch, args.epochs, args.learning_rate, args.learning_rate_min)
         engine.set_learning_rate(self.optimizer, lr, self.epoch, args)
         self.drop_path = args.drop_path_prob * self.epoch / args.epochs
-        set_probability(self.network, "drop_path_prob", self.drop_path)
+        self.network.drop_path_prob = self.drop_path
 
     def finish_epoch(self) -> dict:
         """Test and log; returns the epoch's line of history."""
