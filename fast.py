@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from types import MethodType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def compute_cell(
     cell: Cell, s0: list[Node], s1: list[Node], weights: list[list[Tensor]], active: list[list[int]]
 ) -> list[Node]:
     """What Cell.forward computes, as a list of nodes to stand side by side."""
-    nodes = [Node(finish(cell.preprocess0, s0)), Node(finish(cell.preprocess1, s1))]
+    nodes = [Node(finish(start(cell.preprocess0, s0))), Node(finish(start(cell.preprocess1, s1)))]
     for edges in INCOMING:
         sources = [(cell._ops[e], nodes[i], weights[e], active[e]) for i, e in enumerate(edges)]
         nodes.append(Node(sum_edges(sources)))
@@ -103,7 +104,7 @@ def sum_edges(edges: list[tuple[MixedOp, Node, list[Tensor], list[int]]]) -> Ten
     for edge, source, weights, active in edges:
         for k in active:
             if type(op := edge._ops[k]) is not Zero:
-                term = scale(*start(op, [source]), weights[k])
+                term = finish(start(op, [source]), weights[k])
                 y = term if y is None else y.add_(term)
     if y is None:  # every incoming edge is `none`
         edge, source, weights, active = edges[0]
@@ -114,68 +115,69 @@ def sum_edges(edges: list[tuple[MixedOp, Node, list[Tensor], list[int]]]) -> Ten
     return y
 
 
-def scale(x: Tensor, bn: nn.BatchNorm2d | None, gain: Tensor) -> Tensor:
-    """gain * bn(x), the scalar ``gain`` as that of the normalisation, which has none of its own."""
-    if bn is None:
-        return x * gain
-    if bn.training:
-        bn.num_batches_tracked.add_(1)
-    gains = gain.expand(bn.num_features).contiguous()
-    return F.batch_norm(x, bn.running_mean, bn.running_var, gains, None, bn.training, bn.momentum, bn.eps)
+class Term(NamedTuple):
+    """An operation's output, its last steps not computed yet: bn(conv(xs side by side)); conv, bn: None, not there."""
+
+    xs: list[Tensor]
+    conv: nn.Conv2d | None = None  # 1x1
+    bn: nn.BatchNorm2d | None = None
 
 
-def finish(op: nn.Module, nodes: list[Node]) -> Tensor:
-    """The operation ``op`` of nodes side by side."""
-    x, bn = start(op, nodes)
-    return x if bn is None else bn(x)
-
-
-def start(op: nn.Module, nodes: list[Node]) -> tuple[Tensor, nn.BatchNorm2d | None]:
-    """(x, bn) such that bn(x), or x where there is no bn, is the operation ``op`` of nodes side by side."""
+def start(op: nn.Module, nodes: list[Node]) -> Term:
+    """The operation ``op`` of nodes side by side, up to its last convolution and normalisation."""
     node = nodes[0]
     if type(op) is Zero:
-        return torch.zeros_like(op(node.x)), None
+        return Term([torch.zeros_like(op(node.x))])
     if type(op) is Pool:
         pool, bn = (*op, None)[:2]
-        return node.pooled(pool), bn
+        return Term([node.pooled(pool)], None, bn)
     if type(op) is FactorizedReduce:
         even, odd = [n.even for n in nodes], [n.odd for n in nodes]
-        return torch.cat([convolve_parts(op.conv_1, even), convolve_parts(op.conv_2, odd)], dim=1), op.bn
+        return Term([torch.cat([convolve_parts(op.conv_1, even), convolve_parts(op.conv_2, odd)], 1)], None, op.bn)
     if type(op) is ReLUConvBN:
-        _, conv, bn = op.op
-        return convolve_parts(conv, [n.relu for n in nodes]), bn
-    if type(op) in (SepConv, DilConv):
-        _, first, *layers, bn = op.op
-        if first.stride == first.dilation == (2, 2):  # every tap reads an even pixel
-            x = depthwise.convolve(node.even, first.weight)
-        else:
-            x = compute_layer(first, node.relu)
-        for layer in layers:
-            x = compute_layer(layer, x)
-        return x, bn
-    return op(concatenate(nodes)), None
+        return Term([n.relu for n in nodes], *op.op[1:])
+    if type(op) is DilConv:
+        return Term([convolve_depthwise(op.op[1], node)], *op.op[2:])
+    if type(op) is SepConv:
+        _, depthwise1, pointwise1, bn1, _, depthwise2, pointwise2, bn2 = op.op
+        x = finish(Term([convolve_depthwise(depthwise1, node)], pointwise1, bn1))
+        x = depthwise.convolve(F.relu_(x), depthwise2.weight, depthwise2.stride[0], depthwise2.dilation[0])
+        return Term([x], pointwise2, bn2)
+    return Term([op(concatenate(nodes))])
 
 
-def concatenate(nodes: list[Node]) -> Tensor:
-    return nodes[0].x if len(nodes) == 1 else torch.cat([node.x for node in nodes], dim=1)
+def finish(term: Term, gain: Tensor | None = None) -> Tensor:
+    """bn(conv(x)); times the scalar ``gain``, which is that of the normalisation: it has none of its own."""
+    xs, conv, bn = term
+    if bn is None:
+        return xs[0] if gain is None else xs[0] * gain
+    if bn.training:
+        bn.num_batches_tracked.add_(1)
+    gains, shift = (bn.weight, bn.bias) if gain is None else (gain.expand(bn.num_features).contiguous(), None)
+    if conv is not None and bn.training and depthwise.own_backward(xs[0]):
+        return depthwise.PointwiseNorm.apply(bn, gains, shift, conv.weight, *xs)
+    x = xs[0] if conv is None else convolve_parts(conv, xs)
+    return F.batch_norm(x, bn.running_mean, bn.running_var, gains, shift, bn.training, bn.momentum, bn.eps)
 
 
-def compute_layer(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x), which may change x if it is a ReLU."""
-    if type(layer) is nn.ReLU:
-        return F.relu_(x)
-    if type(layer) is nn.Conv2d and layer.groups == layer.in_channels > 1:
-        return depthwise.convolve(x, layer.weight, layer.stride[0], layer.dilation[0])
-    return layer(x)
+def convolve_depthwise(conv: nn.Conv2d, node: Node) -> Tensor:
+    """The depthwise convolution of a node's ReLU; with stride 2 and dilation 2 every tap reads an even pixel."""
+    if conv.stride == conv.dilation == (2, 2):
+        return depthwise.convolve(node.even, conv.weight)
+    return depthwise.convolve(node.relu, conv.weight, conv.stride[0], conv.dilation[0])
 
 
 def convolve_parts(conv: nn.Conv2d, xs: list[Tensor]) -> Tensor:
-    """conv of xs side by side, a 1x1 convolution: each part has its columns of the weight."""
+    """The 1x1 convolution of xs side by side: each part has its columns of the weight."""
     weights = conv.weight.split([x.shape[1] for x in xs], dim=1)
     y = F.conv2d(xs[0], weights[0], conv.bias)
     for x, weight in zip(xs[1:], weights[1:], strict=True):
         y.add_(F.conv2d(x, weight))
     return y
+
+
+def concatenate(nodes: list[Node]) -> Tensor:
+    return nodes[0].x if len(nodes) == 1 else torch.cat([node.x for node in nodes], dim=1)
 
 
 # ---- the proof ------------------------------------------------------------------------------------------------------
@@ -300,11 +302,11 @@ def list_parts(twin: Network, inputs: dict[nn.Module, tuple]) -> Iterator[tuple]
     gain = torch.tensor(0.7).double()
     for cell in twin.cells:
         for op in (cell.preprocess0, cell.preprocess1):
-            yield op, inputs[op], lambda op, x: op(x), lambda op, x: finish(op, [Node(x)])
+            yield op, inputs[op], lambda op, x: op(x), lambda op, x: finish(start(op, [Node(x)]))
     edges = [edge for cell in twin.cells for edge in cell._ops]
     for op in [op for edge in edges for op in edge._ops if op in inputs]:
         x = inputs[op][0]
-        yield op, (x, gain), lambda op, x, w: w * op(x), lambda op, x, w: scale(*start(op, [Node(x)]), w)
+        yield op, (x, gain), lambda op, x, w: w * op(x), lambda op, x, w: finish(start(op, [Node(x)]), w)
     for edge in edges:
         x, weights, ops = inputs[edge]
         yield (

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import genotypes
 from genotypes import Genotype201
-from lib import cli, depthwise, tables
+from lib import cli, tables
 
 PRIMITIVES = genotypes.SPACES["nasbench201"].primitives
 NONE = PRIMITIVES.index("none")
@@ -81,11 +81,7 @@ class SearchCell(nn.Module):
         super().__init__()
         self.edges = nn.ModuleDict({f"{node}<-{source}": MixedOp(C) for node, source in EDGE_LIST})
 
-    def forward(
-        self, x: Tensor, weights: list[list[Tensor]], active: list[list[int]], rest: dict, plain: bool
-    ) -> Tensor:
-        if not plain:
-            return joined(self, x, weights, active, rest)
+    def forward(self, x: Tensor, weights: list[list[Tensor]], active: list[list[int]], rest: dict) -> Tensor:
         nodes = [x]
         for node in NODES:
             terms = [rest[node]] if rest else []
@@ -95,52 +91,6 @@ class SearchCell(nn.Module):
                     terms += op.terms(nodes[source], weights[edge], active[edge])
             nodes.append(total(terms, x))
         return nodes[-1]
-
-
-def joined(cell: SearchCell, x: Tensor, weights: list[list[Tensor]], active: list[list[int]], rest: dict) -> Tensor:
-    """What SearchCell.forward computes, in fewer passes over large tensors: what leaves a node is computed together.
-
-    Convolutions of a kind become one with more output channels, their normalisations one, whose gains are the weights
-    of the operations; the ReLU and the pooled copy of a node are computed once.
-    """
-    sums: dict[int, list[Tensor]] = {node: [rest[node]] if rest else [] for node in NODES}
-    for source in range(len(NODES)):
-        x = x if source == 0 else total(sums[source], x)
-        outgoing = [(edge, node) for edge, (node, start) in enumerate(EDGE_LIST) if start == source]
-        positive = functools.cache(lambda x=x: F.relu(x))
-        for o in range(len(PRIMITIVES)):
-            readers = [(cell.edges[f"{node}<-{source}"][o], weights[edge][o], node)
-                       for edge, node in outgoing if o in active[edge]]  # fmt: skip
-            if not readers or o == NONE:
-                continue
-            ops, gains, nodes = zip(*readers, strict=True)
-            if isinstance(ops[0], ReLUConvBN):
-                outputs = convolutions(positive(), ops, gains)
-            else:
-                # no parameters: the same for every edge
-                averages = PRIMITIVES[o] == "avg_pool_3x3" and x.is_cpu and not torch.is_autocast_enabled("cpu")
-                y = depthwise.average(x) if averages else ops[0](x)
-                outputs = [gain * y for gain in gains]
-            for node, output in zip(nodes, outputs, strict=True):
-                sums[node].append(output)
-    return total(sums[NODES[-1]], x)
-
-
-def convolutions(x: Tensor, ops: tuple[ReLUConvBN, ...], gains: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """gain * bn(conv(x)) of several operations that read the same x (already through the ReLU), as one each."""
-    convs, bns = [op.op[1] for op in ops], [op.op[2] for op in ops]
-    weight, bias = torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs])
-    C, training, one = convs[0].out_channels, bns[0].training, bns[0]
-    means, variances = ([getattr(bn, name) for bn in bns] for name in ("running_mean", "running_var"))
-    mean, variance = torch.cat(means), torch.cat(variances)
-    y = F.conv2d(x, weight, bias, padding=convs[0].padding)
-    gain = torch.stack(gains).repeat_interleave(C)
-    y = F.batch_norm(y, mean, variance, gain, None, training, one.momentum, one.eps)
-    if training:
-        with torch.no_grad():
-            torch._foreach_copy_(means + variances, [*mean.split(C), *variance.split(C)])
-            torch._foreach_add_([bn.num_batches_tracked for bn in bns], 1)
-    return y.split(C, dim=1)
 
 
 class Cell(nn.Module):
@@ -182,8 +132,6 @@ class ResidualBlock(nn.Module):
 class _Skeleton(nn.Module):
     """What both networks share: the stem, three stages of N cells with a residual block between, and the classifier."""
 
-    plain = False  # compute every operation on its own instead of `joined`: fast.switch_off
-
     def __init__(self, C: int, num_classes: int, N: int, make_cell: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
@@ -193,10 +141,9 @@ class _Skeleton(nn.Module):
             self.cells.extend(make_cell(2 * C_in) for _ in range(N))
         self.lastact = nn.Sequential(nn.BatchNorm2d(4 * C), nn.ReLU())
         self.classifier = nn.Linear(4 * C, num_classes)
-        self.to(memory_format=torch.channels_last)
 
     def _forward(self, x: Tensor, *arguments) -> Tensor:
-        x = self.stem(x if self.plain else x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(x.contiguous(memory_format=torch.channels_last) if x.is_cpu else x)  # the fastest order
         for cell in self.cells:
             x = cell(x) if isinstance(cell, ResidualBlock) else cell(x, *arguments)
         return self.classifier(self.lastact(x).mean((2, 3)))
@@ -237,7 +184,7 @@ class Supernet(_Skeleton):
         if self.straight_through:
             for (node, _), h, ops in zip(EDGE_LIST, scalars, chosen, strict=True):
                 rest[node] = sum((h[j] for j in range(o) if j not in ops), rest.get(node, x.new_zeros(())))
-        return self._forward(x, scalars, chosen, rest, self.plain)
+        return self._forward(x, scalars, chosen, rest)
 
 
 class Network(_Skeleton):
