@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import re
 import resource
 import shutil
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from made_up_runs import PUBLISHED, nasbench201_run, pdarts_run, retrain_run, search_run
@@ -46,17 +44,11 @@ def fail(capsys, *arguments: str) -> str:
     return error
 
 
-# ---- the style of operations ---------------------------------------------------------------------------------------
-
-
-def test_every_primitive_has_a_style_and_a_kind_has_one_colour_and_one_line():
-    assert set(figures.STYLES) >= {*PRIMITIVES, "nor_conv_1x1", "nor_conv_3x3"}
-    styles = [*figures.STYLES.values(), figures.style_of("mine")]
-    kinds = {style.kind: (style.color, style.dashes) for style in styles}
-    assert all((style.color, style.dashes) == kinds[style.kind] for style in styles)
+def test_a_kind_of_operation_has_one_colour_and_one_line():
+    assert figures.STYLES.keys() >= {*PRIMITIVES, "nor_conv_1x1", "nor_conv_3x3"}
+    kinds = {style.kind: (style.color, style.dashes) for style in figures.STYLES.values()}
+    assert all((style.color, style.dashes) == kinds[style.kind] for style in figures.STYLES.values())
     assert len({color for color, _ in kinds.values()}) == len({dashes for _, dashes in kinds.values()}) == len(kinds)
-    for style in styles:  # and its label is read in black on a light tint
-        assert to_rgb(figures.tint(style.color)) @ np.array([0.2126, 0.7152, 0.0722]) > 0.8
 
 
 def test_an_operation_of_the_readers_own_is_in_all_pictures_under_its_name(tmp_path, monkeypatch):
@@ -68,13 +60,6 @@ def test_an_operation_of_the_readers_own_is_in_all_pictures_under_its_name(tmp_p
     for figure in (figures.trajectory_figure(record, "normal"), figures.subspace_figure(record)):
         legend = [*figure.legends, *(axis.get_legend() for axis in figure.axes)]
         assert "my_<op>" in [text.get_text() for part in legend if part for text in part.get_texts()]
-    columns = figures.heat_figure(record.history[0], "saliency").axes[0].get_xticklabels()
-    assert "my_<op>" in [text.get_text() for text in columns]
-    if shutil.which("dot"):
-        assert visualize.cell_image(genotype).ndim == 3
-
-
-# ---- cells ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("genotype", [*PUBLISHED[2:], PUBLISHED[0]._replace(normal_concat=[4, 5])])
@@ -94,16 +79,20 @@ def test_the_graph_has_each_operation_between_its_source_and_its_node(genotype):
 
 
 @needs_dot
-def test_cells_are_drawn_as_svg_and_png(tmp_path):
-    files = visualize.draw_cells(genotypes.PDARTS, tmp_path / "new" / "v1.2", title="<P & DARTS>")
-    assert {file.name for file in files} == {"v1.2.svg", "v1.2.png", "v1.2.gv"}
-    svg = (tmp_path / "new" / "v1.2.svg").read_text()
-    for cell in CELL_TYPES:
-        assert all(figures.style_of(op).label in svg for op, _ in getattr(genotypes.PDARTS, cell))
-    assert "&lt;P &amp; DARTS&gt;" in svg and "Normal cell" in svg and "Reduction cell" in svg
-    width, height = map(float, re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', svg).groups())
+def test_the_command_draws_a_name_a_file_a_run_and_a_literal(tmp_path, monkeypatch, made, capsys):
+    monkeypatch.chdir(tmp_path)
+    command("DDSAS_cifar10")
+    command(str(made["nasbench201"] / "genotype.txt"), "--out", "file")
+    command(str(made["ddsas"]))
+    command(str(genotypes.PDARTS), "--out", "new/<P & DARTS>")
+    printed = capsys.readouterr().out.split("\n")
+    assert {"DDSAS_cifar10.svg", "file.png", str(made["ddsas"] / "figures/cells.svg")} <= {*printed}
+    svg = (tmp_path / "new/<P & DARTS>.svg").read_text()
+    for text in ("Normal cell", "Reduction cell", *(figures.style_of(op).label for op, _ in genotypes.PDARTS.normal)):
+        assert text in svg
+    width = float(re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+)', svg)[1])
     assert width < 600, "wider than a page column: the labels would become too small"
-    assert Image.open(tmp_path / "new" / "v1.2.png").width > 2 * width
+    assert Image.open("new/<P & DARTS>.png").width > 2 * width
 
 
 @needs_dot
@@ -118,30 +107,18 @@ def test_pictures_of_a_search_keep_everything_at_its_place():
     assert (first != second).any()
 
 
-@needs_dot
-def test_the_command_draws_a_name_a_file_a_run_and_a_literal(tmp_path, monkeypatch, made, capsys):
-    monkeypatch.chdir(tmp_path)
-    command("DDSAS_cifar10")
-    assert (tmp_path / "DDSAS_cifar10.svg").is_file() and (tmp_path / "DDSAS_cifar10.png").is_file()
-    command(str(genotypes.PDARTS), "--out", "literal")
-    command(str(made["nasbench201"] / "genotype.txt"), "--out", "file")
-    command(str(made["ddsas"]))
-    assert {"literal.png", "file.png"} <= {file.name for file in tmp_path.iterdir()}
-    assert str(made["ddsas"] / "figures" / "cells.svg") in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("arguments", [["NOPE"], ["NOPE", "--all"], ["PDARTS", "NOPE"]])
 def test_what_is_neither_run_nor_genotype_is_a_line_on_stderr(arguments, capsys):
     assert "NOPE" in fail(capsys, *arguments)
 
 
-@pytest.mark.parametrize("dot", ["absent", "failing"])
+@pytest.mark.parametrize("failing", [True, False])
 def test_without_a_working_dot_the_source_is_written_and_a_line_says_what_to_install(
-    dot, tmp_path, monkeypatch, capsys
+    failing, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
-    if dot == "failing":
-        (tmp_path / "dot").write_text("#!/bin/sh\necho no plugin >&2\nexit 1\n")
+    if failing:
+        (tmp_path / "dot").write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / "dot").chmod(0o755)
     assert visualize.cell_image(genotypes.PDARTS) is None
     assert "apt install graphviz" in fail(capsys, "PDARTS", "--out", str(tmp_path / "cells"))
@@ -153,24 +130,22 @@ def test_what_cannot_be_written_is_one_line(dot, tmp_path, monkeypatch, made, ca
     if not dot:
         monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "file").touch()
-    for suffix in ("svg", "png", "gv"):
-        (tmp_path / f"folder.{suffix}" / "more").mkdir(parents=True)
-    for place in ("file/cells", "file/more/cells", "folder"):
-        assert "cannot be written" in fail(capsys, "PDARTS", "--out", str(tmp_path / place))
-    assert "cannot be written" in fail(capsys, "PDARTS", "--out", "/proc/nowhere/cells")
-    run = shutil.copytree(made["retrain"], tmp_path / "run")
-    (run / "report.html").mkdir()
+    for name in ("folder.svg", "folder.gv", "run/report.html"):
+        (tmp_path / name / "more").mkdir(parents=True)
+    for place in (tmp_path / "file/cells", tmp_path / "file/more/cells", tmp_path / "folder", "/proc/nowhere/cells"):
+        assert "cannot be written" in fail(capsys, "PDARTS", "--out", str(place))
+    run = shutil.copytree(made["retrain"], tmp_path / "run", dirs_exist_ok=True)
     assert "report.html cannot be written" in fail(capsys, str(run), "--all")
     shutil.rmtree(run / "figures")
     (run / "figures").touch()
     assert "figures" in fail(capsys, str(run), "--all")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # as on a full disk, in the middle of a file
     try:
-        error = fail(capsys, "PDARTS", "--out", str(tmp_path / "full"))
+        assert "full" in fail(capsys, "PDARTS", "--out", str(tmp_path / "full"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "full" in error and errno.errorcode[errno.EFBIG] and not list(tmp_path.glob("full*"))
+    assert not list(tmp_path.glob("*full*"))
 
 
 def test_distance_counts_operations_not_their_order():
@@ -179,11 +154,6 @@ def test_distance_counts_operations_not_their_order():
     assert figures.distance(first, swapped) == figures.distance(first, first) == pytest.approx(0)
     other = first._replace(reduce=[("skip_connect", 1), *first.reduce[1:]])
     assert figures.distance(first, other) == pytest.approx(1 / 16)
-    pools = [("avg_pool_3x3", 0), ("avg_pool_3x3", 1)] * 4
-    assert figures.distance(first, first._replace(normal=pools, reduce=pools)) == pytest.approx(1)
-
-
-# ---- runs ----------------------------------------------------------------------------------------------------------
 
 
 def test_kinds_of_runs_are_told_apart(made):
@@ -214,8 +184,7 @@ def test_a_line_that_was_never_finished_is_left_out_and_a_damaged_one_is_named(t
 
 def test_a_loss_that_is_not_a_number_leaves_a_gap(tmp_path):
     record = visualize.load_run(retrain_run(tmp_path / "run", genotypes.PDARTS, losses=(2, math.nan, None)))
-    assert record.series("train_loss")[0] == 2 and np.isnan(record.series("train_loss")[1:]).all()
-    assert record.last("train_loss") == 2 and math.isnan(record.last("no such"))
+    assert np.isnan(record.series("train_loss")).tolist() == [False, True, True] and record.last("train_loss") == 2
 
 
 def test_trajectories_end_where_an_operation_is_gone(made):
@@ -255,22 +224,16 @@ def test_tensorboard_gets_heat_maps_and_cells(made, kind, tags):
     pictures = visualize.epoch_pictures(line)
     assert set(pictures) == tags | ({"cells"} if shutil.which("dot") else set())
     (tag,) = tags
-    axis, cell = pictures[tag].axes[0], next(iter(line[tag]))
-    table = np.ma.filled(axis.images[0].get_array(), math.nan)
-    assert np.nanmax(table) == pytest.approx(np.max(line[tag][cell])) or kind == "ddsas"
+    table = np.ma.filled(pictures[tag].axes[0].images[0].get_array(), math.nan)
     assert np.isfinite(table).sum() == {"ddsas": 14 * 8 - 28, "pdarts": 14 * 3, "nasbench201": 6 * 5}[kind]
     assert visualize.epoch_pictures({"epoch": 0, "test_acc": 1.0}) == {}
-
-
-# ---- comparison ----------------------------------------------------------------------------------------------------
 
 
 def test_a_comparison_joins_searches_and_their_retrainings(made, tmp_path, capsys, monkeypatch):
     found = visualize.load_run(made["ddsas"]).genotype
     second = retrain_run(tmp_path / "second", found, best=97.4, seed=1)
     other = retrain_run(tmp_path / "other", genotypes.DARTS_V1, best=97.5)
-    measured = dict.fromkeys(["DDSAS_cifar10"], visualize.measure(genotypes.DDSAS_cifar10))
-    monkeypatch.setattr(visualize, "measure", lambda *args: measured["DDSAS_cifar10"])
+    monkeypatch.setattr(visualize, "measure", lambda *args: (36, 20, 3.6, 500.0))
     targets = [*map(str, made.values()), str(second), str(other), "DDSAS_cifar10"]
     rows = {row["run"]: row for row in visualize.compare(targets)}
     assert list(rows) == ["ddsas", "pdarts", "nasbench201", "DDSAS_cifar10", "other"]
@@ -279,9 +242,7 @@ def test_a_comparison_joins_searches_and_their_retrainings(made, tmp_path, capsy
     assert rows["ddsas"]["tests"] == [97.0, 97.4] and rows["ddsas"]["test %"] == pytest.approx(97.2)
     assert [rows["ddsas"][key] for key in ("search", "seed", "minutes")] == ["DDSAS shrink", "0", 3]
     assert rows["pdarts"]["valid %"] == 62.0 and math.isnan(rows["pdarts"]["test %"])
-    assert rows["DDSAS_cifar10"]["skips"] == 3
-    assert rows["DDSAS_cifar10"]["params M"] == pytest.approx(3.6, abs=0.05)
-
+    assert [rows["DDSAS_cifar10"][key] for key in ("skips", "params M")] == [3, 3.6]
     command(*targets)
     lines = capsys.readouterr().out.splitlines()
     table = [line for line in lines if line.startswith("|")]
@@ -295,10 +256,3 @@ def test_networks_are_measured_as_they_are_retrained():
     assert visualize.measure(genotypes.PDARTS, "cifar100", init_channels=4, layers=3)[:2] == (4, 3)
     channels, layers, parameters, multiply_adds = visualize.measure(genotypes.DDSAS_imagenet, "imagenet")
     assert (channels, layers) == (46, 14) and 4 < parameters < 6.5 and 400 < multiply_adds < 700
-
-
-def test_the_same_figure_is_the_same_file(made, tmp_path):
-    record = visualize.load_run(made["retrain"])
-    with matplotlib.rc_context(figures.RC):
-        files = [figures.save_figure(figures.progress_figure(record), tmp_path / name) for name in "ab"]
-    assert files[0][0].read_bytes() == files[1][0].read_bytes() and files[0][1].suffix == ".png"
