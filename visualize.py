@@ -158,7 +158,7 @@ CAPTIONS = {
 def write_report(folder: str | Path) -> list[Path]:
     """All pictures of a run, in its folder figures/, and its page report.html that holds them. Returns the files."""
     record, out, files = load_run(folder), Path(folder, "figures"), []
-    args, sections = record.info["args"], []
+    args, sections, tested = record.info["args"], [], report.evaluation_section(record.folder)
     if record.genotype:
         hint = "To keep it, paste it into genotypes.py under a name."
         sections.append(report.copyable("Genotype", str(record.genotype), hint))
