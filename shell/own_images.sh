@@ -77,5 +77,5 @@ run_once retrain retrain.py "${data[@]}" --arch "$arch" --init_channels "$own_C"
     --epochs "$own_epochs" --batch_size "$batch" --drop_path_prob 0.1 --cutout ${RETRAIN:-}
 run evaluate.py --data "$folder" --model_path "$out/retrain"
 run visualize.py "$out/retrain" --all
-echo "pages: $(printf '%s/report.html ' "$out"/*/)"
+[ -n "$dry_run" ] || echo "pages:" "$out"/*/report.html
 echo "label images: python evaluate.py --model_path $out/retrain IMAGE..."
