@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import copy_project, run_commands
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", (ROOT / "docs/extend.md").read_text(), re.DOTALL)
 TINY = "--dataset folder --workers 0 --image_size 16 --batch_size 12 --init_channels 2 --layers 3 --epochs 2 --quiet"
-DRIVER = """
-import importlib, shlex, sys, torch
-from lib import cli
-torch.set_num_threads(1)
-for line in sys.stdin:
-    script, *arguments = shlex.split(line)
-    module = importlib.import_module(script.removesuffix(".py"))
-    module.main(cli.parse(module.get_parser(), arguments))
-"""
 
 
 @pytest.fixture(scope="module")
 def extended(pictures, tmp_path_factory) -> Path:
     """The project with every Python block at the end of the file that its first line names, and every command run."""
-    tree = tmp_path_factory.mktemp("extended")
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, tree)
-    shutil.copytree(ROOT / "lib", tree / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    tree = copy_project(tmp_path_factory.mktemp("extended"))
     commands = []
     for language, block in BLOCKS:
         if language == "python":
@@ -44,11 +30,7 @@ def extended(pictures, tmp_path_factory) -> Path:
     small = {"search.py": f"{TINY} --data {pictures}", "retrain.py": f"{TINY} --data {pictures}"}
     small |= {"evaluate.py": f"--data {pictures} --workers 0"}
     lines = [f"{command.removeprefix('python ')} {small[command.split()[1]]}" for command in commands]
-    # one process for all: importing PyTorch takes longer than what it then does
-    command = [sys.executable, "-c", DRIVER]
-    ended = subprocess.run(command, cwd=tree, input="\n".join(lines), capture_output=True, text=True, timeout=600)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    (tree / "printed").write_text(ended.stdout)
+    (tree / "printed").write_text(run_commands(tree, lines))
     return tree
 
 
