@@ -1,4 +1,4 @@
-"""Every script of shell/ passes flags that exist, one of each kind runs, and so do the README's commands in their order.
+"""Every script of shell/ passes flags that exist, one of each kind runs; so do the README's commands in their order.
 
 Shell scripts run with a stand-in for Python that writes down what they would call. What then runs is made small by
 arguments behind its own, and reads a few small pictures.
