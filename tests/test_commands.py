@@ -24,8 +24,7 @@ IMAGES = "--dataset folder --data path/to/images --image_size 32 --workers 0"
 IMAGENET = "--dataset imagenet --data .data/imagenet --image_size 32 --workers 0"
 SMALL = "--init_channels 2 --layers 3 --batch_size 12 --epochs 1 --quiet"
 SMALL_STAGES = "--layers 2 --eps_no_arch 0 --batch_size 36"
-OTHERS = "env test bench gpu own_images compare_nasbench201 study run_once run_all many".split()  # tested elsewhere
-SCRIPTS = sorted(path.name for path in (ROOT / "shell").glob("*.sh") if path.stem not in OTHERS)
+SCRIPTS = sorted(path.name for path in (ROOT / "shell").glob("*.sh") if re.match("search|retrain|eval|demo", path.name))
 # `-` reads a program from the standard input: it runs; all else is written down, and a run's folder made
 RECORDER = f"""#!/bin/sh
 if [ "$1" = - ]; then exec {sys.executable} "$@"; fi
@@ -84,18 +83,13 @@ def test_every_script_passes_flags_that_exist(workspace, script):
 
 
 def test_a_script_of_each_kind_runs(workspace):
-    first, second = (shlex.join(calls_of(workspace, "search_cifar10.sh")[0]) for _ in range(2))
-    search = make_small(shlex.split(f"{first} --seed 3"))  # the search of the next morning replaces that of the first
+    search = calls_of(workspace, "search_cifar10.sh")[0]
+    again = make_small([*search, "--seed", "3"])  # the next morning's result takes the place of the first
     retrain = f"retrain.py --arch DDSAS_cifar10_search --save own {IMAGES} {SMALL}"
     test = f"{shlex.join(calls_of(workspace, 'eval_cifar10.sh')[0])} {IMAGES} --model_path logs/own"
-    other = [
-        calls_of(workspace, "search_imagenet.sh")[0],
-        calls_of(workspace, "search_nasbench201.sh", METHOD="gdas")[0],
-    ]
-    small = "--arch DDSAS_cifar10_search --init_channels 2 --layers 3"
-    run_commands(
-        workspace, [make_small(shlex.split(second)), search, retrain, f"{test} {small}", *map(make_small, other)]
-    )
+    test += " --arch DDSAS_cifar10_search --init_channels 2 --layers 3"
+    others = calls_of(workspace, "search_imagenet.sh") + calls_of(workspace, "search_nasbench201.sh", METHOD="gdas")
+    run_commands(workspace, [make_small(search), again, retrain, test, *map(make_small, others)])
     text = (workspace / "genotypes.py").read_text()
     assert text.count("\nDDSAS_cifar10_search = Genotype(") == 1
 
@@ -123,9 +117,7 @@ def test_own_images_searches_retrains_and_tests_and_runs_nothing_twice(workspace
     calls = calls_of(workspace, "own_images.sh", str(many), OUT=str(tmp_path / "out"), SEARCH="--epochs 3")
     assert [call[0] for call in calls] == ["search.py", "visualize.py", "retrain.py", "evaluate.py", "visualize.py"]
     for name, *arguments in calls:
-        args = cli.parse(importlib.import_module(name.removesuffix(".py")).get_parser(), arguments)
-        if name == "search.py":
-            assert args.data == str(many) and args.epochs == 3 and args.image_size == 32
+        assert cli.parse(importlib.import_module(name.removesuffix(".py")).get_parser(), arguments).given
     again = calls_of(workspace, "own_images.sh", str(many), OUT=str(tmp_path / "out"), SEARCH="--epochs 3")
     assert [call[0] for call in again] == ["visualize.py", "evaluate.py", "visualize.py"]
     command = ["bash", workspace / "shell/own_images.sh", tmp_path]
