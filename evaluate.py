@@ -26,14 +26,14 @@ import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import engine
 import torch
+from engine import load_genotype
 from torch import Tensor, nn
 
-import engine
 import genotypes
 import model
 import utils
-from engine import load_genotype
 from genotypes import Genotype
 from lib import checkpoints, cli, data, distributed
 from lib.cli import UserError, number

@@ -193,6 +193,8 @@ def use(network: nn.Module, log: Callable[[str], None], plain: bool = False, che
         reason = "--plain"
     elif checkpoint_cells:
         reason = "--checkpoint_cells"
+    elif not isinstance(network, Network):
+        reason = "fast.py has nothing for this network"
     elif next(network.parameters()).device.type != "cpu":
         reason = "fast.py is for CPUs"
     else:

@@ -29,9 +29,9 @@ from torchvision import transforms
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import bilevel  # noqa: E402
 import data  # noqa: E402
 
-import bilevel  # noqa: E402
 import fast  # noqa: E402
 import genotypes  # noqa: E402
 import model  # noqa: E402

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import engine
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,6 @@ from golden_arrays import active_lists, assert_close, golden, load_weights
 from test_distributed import finished, torchrun
 from test_search import check_thirty_steps
 
-import engine
 import evaluate
 import fast
 import genotypes

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import engine
 import numpy as np
 import pytest
 import torch
 
-import engine
 import model_search
 import retrain
 import search

@@ -6,14 +6,14 @@ import re
 import sys
 from pathlib import Path
 
+import bilevel
+import engine
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import bilevel
-import engine
 import fast
 import genotypes
 import model

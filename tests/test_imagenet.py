@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import engine
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import engine
 import evaluate
 import genotypes
 import imagenet_split
