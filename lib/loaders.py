@@ -238,9 +238,11 @@ class OnDisk(torch.utils.data.Dataset):
             try:
                 with _every_second(look_after_workers):
                     batch = next(batches, None)
-            except (RuntimeError, EOFError, ConnectionError) as error:
-                *_, reason = str(error).splitlines() or [type(error).__name__]
-                if isinstance(error, RuntimeError) and "DataLoader" not in reason and "shared memory" not in reason:
+            except (EOFError, ConnectionError):
+                raise RankLost(lost % "it is gone") from None
+            except RuntimeError as error:
+                *_, reason = str(error).splitlines()
+                if "DataLoader" not in reason and "shared memory" not in reason:
                     raise
                 raise RankLost(lost % reason) from None
             if batch is None:
