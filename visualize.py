@@ -210,15 +210,11 @@ def evolution_gif(record: Record) -> bytes | None:
     images = {text: cell_image(genotypes.parse(text)) for text in dict.fromkeys(map(str, record.genotypes))}
     if not images or any(image is None for image in images.values()):
         return None
-    texts = [f"stage {line['stage'] + 1}, " if "stage" in line else "" for line in record.history]
-    for index, line in enumerate(record.history):
-        texts[index] += f"epoch {line['epoch'] + 1}"
-        if line.get("valid_acc") is not None:
-            texts[index] += f"   validation {line['valid_acc']:.1f} %"
-        if index:
-            before, after = map(figures.one_hot, record.genotypes[index - 1 : index + 1])
-            changed = (after - before).total()
-            texts[index] += f"   {changed} operations changed" if changed else "   unchanged"
+    texts = []
+    for line in record.history:
+        stage = f"stage {line['stage'] + 1}, " if "stage" in line else ""
+        accuracy = f"   validation {line['valid_acc']:.1f} %" if line.get("valid_acc") is not None else ""
+        texts.append(f"{stage}epoch {line['epoch'] + 1}{accuracy}")
     return report.animate([images[str(genotype)] for genotype in record.genotypes], texts)
 
 
