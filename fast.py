@@ -289,7 +289,11 @@ def name_difference(twin: Network) -> str:
     next(compute(twin, type(twin).forward))
     for hook in hooks:
         hook.remove()
+    seen = set()
     for module, tensors, defined, ours in list_parts(twin, inputs):
+        if repr(module) in seen:
+            continue
+        seen.add(repr(module))
         try:
             pair = [differentiate(copy.deepcopy(module), way, tensors) for way in (ours, defined)]
         except Exception:
