@@ -49,6 +49,7 @@ RELEASED = {  # (genotype, for large images): the file of its authors, see READM
     ("PDARTS", True): "PDARTS_imagenet.pth.tar",
 }
 MAX_IMAGE_SIZE = 1024  # pixels, as a checkpoint may ask for; --image_size may be larger
+OF_SEARCH = {"architect", "arch_optimizer"}  # what searches' checkpoints hold, and held in earlier versions
 CHOSEN = "best.pt: the epoch with the highest accuracy on these test images, so not an unbiased number"
 
 
@@ -68,10 +69,9 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     fused = model.fuse(network.eval())
     exported = {}
     if args.export and distributed.is_main():
-        names = ["image_size", "class_names", *([] if unknown else ["mean", "std"])]
-        known = {name: getattr(info, name) or None for name in names} | {
-            "scale": round(info.test_scale * info.image_size)
-        }
+        known = {"image_size": info.image_size, "scale": round(info.test_scale * info.image_size)}
+        known |= {"class_names": info.class_names} if info.class_names else {}
+        known |= {} if unknown else {"mean": info.mean, "std": info.std}
         exported = {"export": export_network(*args.export, network, fused, known, quiet=args.json)}
     fused.to(device)
 
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     if args.images:
         if unknown:
             raise UserError(
-                f"{args.model_path} does not say its mean and deviation: test it with --data, or train anew"
+                f"{args.model_path} does not say its mean and deviation: only a test with --data is possible"
             )
         return predict(args, logits_of, info, device) if distributed.is_main() else []
     loader, info = data.test_data(
@@ -227,15 +227,15 @@ def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
     path = weights.find_checkpoint(args.model_path, getattr(args, "best", False))
     if not path.exists() and path.parent == WEIGHTS:
         raise UserError(f'{path} is not there: README\'s section "Released weights" says where its authors put it')
-    # instead of a damaged file the one before is taken only where the last checkpoint of a run was asked for
-    read = checkpoints.load_checkpoint if path.parent == Path(args.model_path) else checkpoints.read_weights
-    checkpoint = read(path)
+    last = path == Path(args.model_path, "checkpoint.pt")  # of a run: where it is damaged, the one before will do
+    checkpoint = checkpoints.load_checkpoint(path) if last else checkpoints.read_weights(path)
     tensors = weights.find_tensors(path, checkpoint)
-    ours = {"architect", "arch_optimizer"} & checkpoint.keys()  # a search, of today or of an earlier version
-    if ours or weights.find_columns(tensors) or any(name.startswith("alphas_") for name in tensors):
-        raise UserError(
-            f"{path} is of a search, there is no trained network in it; {advise(path, checkpoint, tensors)}"
-        )
+    if (
+        OF_SEARCH & checkpoint.keys()
+        or weights.find_columns(tensors)
+        or any(name.startswith("alphas_") for name in tensors)
+    ):
+        raise UserError(f"{path} is of a search, no trained network is in it; {advise(path, checkpoint, tensors)}")
     own = checkpoint.get("genotype")
     if not args.arch and not isinstance(own, str):
         raise UserError(f"{path} does not say which genotype it is of: give it with --arch, such as DDSAS_cifar10")
@@ -258,10 +258,8 @@ def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
 
 def advise(path: Path, checkpoint: dict, tensors: dict[str, Tensor]) -> str:
     """What a search's checkpoint has found, and the command that trains it."""
-    own, beside, found = checkpoint.get("genotype"), path.parent / "genotype.txt", derive_genotype(checkpoint, tensors)
-    if not found and isinstance(own, str):
-        found = genotypes.parse(own)
-    elif not found and {"architect", "arch_optimizer"} & checkpoint.keys() and beside.exists():
+    found, beside = derive_genotype(checkpoint, tensors), path.parent / "genotype.txt"
+    if not found and OF_SEARCH & checkpoint.keys() and beside.exists():
         found = genotypes.load(str(beside))
     if not found:
         return "it does not tell which cell it found; with one that you know: python retrain.py --arch GENOTYPE"
@@ -322,11 +320,10 @@ def count(args: argparse.Namespace) -> list[dict]:
     if args.json:
         print(json.dumps(rows))
         return rows
-    cells = [
-        [*map(str, list(row.values())[:4]), f"{row['parameters_m']:.3f} M", f"{row['multiply_adds_m']:.1f} M"]
-        for row in rows
-    ]
-    print(markdown_table([["genotype", "dataset", "channels", "cells", "parameters", "multiply-adds"], *cells]))
+    table = [["genotype", "dataset", "channels", "cells", "parameters", "multiply-adds"]]
+    for *words, parameters, multiply_adds in (row.values() for row in rows):
+        table.append([*map(str, words), f"{parameters:.3f} M", f"{multiply_adds:.1f} M"])
+    print(markdown_table(table))
     return rows
 
 

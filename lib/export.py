@@ -78,7 +78,7 @@ def export_network(kind: str, file: str, network: nn.Module, fused: nn.Module, k
     images = torch.randn(7, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected = network.eval()(images)[0]
     expects = describe_input(known)
-    metadata = {key: json.dumps(value) for key, value in (known | {"input": expects}).items() if value is not None}
+    metadata = {key: json.dumps(value) for key, value in (known | {"input": expects}).items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls channels_last weights incomplete, and its own calls deprecated
         content, run = FORMATS[kind](Logits(fused), images[:2], metadata)
