@@ -29,7 +29,7 @@ from PIL import Image
 import genotypes
 import model
 from genotypes import Genotype
-from lib import cli, data, figures, records, report, runs
+from lib import cli, data, figures, records, report, run_record
 from lib.figures import CELL_TITLES, EDGES, STYLES, edges_of, style_of, write
 from lib.records import Record
 from lib.report import INK, LINE, MUTED, PAPER, SOFT
@@ -158,12 +158,12 @@ CAPTIONS = {
 def write_report(folder: str | Path) -> list[Path]:
     """All pictures of a run, in its folder figures/, and its page report.html that holds them. Returns the files."""
     record, out, files = load_run(folder), Path(folder, "figures"), []
-    args, sections, tested = record.info["args"], [], report.evaluation_section(record.folder)
+    args, sections = record.info["args"], []
     if record.genotype:
         hint = "To keep it, paste it into genotypes.py under a name."
         sections.append(report.copyable("Genotype", str(record.genotype), hint))
     if record.genotypes:
-        command = runs.retrain_command(record.info["script"], args, record.folder)
+        command = run_record.retrain_command(record.info["script"], args, record.folder)
         sections.append(report.copyable("Train it from scratch", command))
     if record.genotype:
         files += draw_cells(record.genotype, out / "cells")

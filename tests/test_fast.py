@@ -3,8 +3,6 @@
 import copy
 import random
 
-import bilevel
-import engine
 import numpy as np
 import pytest
 import torch

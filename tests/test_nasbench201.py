@@ -12,7 +12,6 @@ from golden_arrays import GOLDEN, assert_close, golden
 
 import genotypes
 import methods
-import nasbench201
 from genotypes import Genotype201
 from model import count_multiply_adds, count_parameters
 from nasbench201 import EDGE_LIST, PRIMITIVES, Network, Supernet, one_op_an_edge
