@@ -193,6 +193,8 @@ def use(network: nn.Module, log: Callable[[str], None], plain: bool = False, che
         reason = "--plain"
     elif checkpoint_cells:
         reason = "--checkpoint_cells"
+    elif not isinstance(network, Network):
+        reason = f"fast.py has no way for {type(network).__module__}.{type(network).__name__}"
     elif next(network.parameters()).device.type != "cpu":
         reason = "fast.py is for CPUs"
     else:
