@@ -194,7 +194,7 @@ def use(network: nn.Module, log: Callable[[str], None], plain: bool = False, che
     elif checkpoint_cells:
         reason = "--checkpoint_cells"
     elif not isinstance(network, Network):
-        reason = "fast.py has nothing for this network"
+        reason = f"fast.py has no way for {type(network).__module__}.{type(network).__name__}"
     elif next(network.parameters()).device.type != "cpu":
         reason = "fast.py is for CPUs"
     else:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fast
 import model_search
+import nasbench201
 import operations
 from genotypes import CELL_TYPES, PRIMITIVES
 from lib import depthwise
@@ -142,6 +143,7 @@ def test_what_asks_for_the_definition_gets_it():
     assert line_of(network, checkpoint_cells=True) == "computed as defined: --checkpoint_cells"
     network.cells[0].register_forward_hook(lambda *_: None)
     assert "hook" in line_of(network)
+    assert "no way for nasbench201.Supernet" in line_of(nasbench201.Supernet(4, 10, 1))
 
 
 def times(factor):
