@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> Path:
 def space_of(args: argparse.Namespace) -> genotypes.Space:
     """The space of --space_config; with --scale_space its schedule is one for --epochs."""
     space = genotypes.SPACES[args.space_config]
-    return space.scaled(args.epochs) if args.scale_space else space
+    return space.scale(args.epochs) if args.scale_space else space
 
 
 def draw(args: argparse.Namespace, judge: Judge, resumed: RunFolder | None) -> Path:
