@@ -3,7 +3,7 @@
     python -m experiments.study logs/study                 # its finished cells; figure and data are written there
     python -m experiments.study logs/study --out FOLDER    # written to FOLDER
     python -m experiments.study                            # this repository's, from figure/data
-    python -m experiments.study --pilot logs/pilot         # of shell/study.sh --pilot: which protocol tells cells apart
+    python -m experiments.study logs/pilot --pilot         # which protocol of shell/study.sh --pilot tells cells apart
 
 The accuracy is that of the last epoch, not of the best, which would be chosen by the test images.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,14 @@ from matplotlib.figure import Figure
 
 import genotypes
 import model
-import visualize
 from experiments import common
-from experiments.common import COLORS, compare
-from lib import cli
+from experiments.common import COLORS, INK, MUTED, compare, read_json
+from lib import cli, tables
 
 METHODS = ["ddsas", "ddsas-shrink", "ddsas-expand", "ddsas-random", "darts", "gdas", "pdarts"]  # each held against:
 RANDOM = "random"
-WIDEST = "darts"  # left out where one spread is taken for all methods
+WIDEST = "darts"  # left out where one spread is taken for all
+PRIMARY = "ddsas – ddsas-random"
 NOT_OF_THE_PROTOCOL = set("arch seed save note resume quiet data workers report_freq checkpoint_freq".split())
 
 
@@ -57,33 +56,32 @@ def collect(folder: Path) -> tuple[list[Cell], int]:
     """The finished cells of a study, by method and seed, and how many have begun and are not finished."""
     begun = [path for path in sorted(folder.glob("*-*")) if (path / "search").is_dir() or (path / "retrain").is_dir()]
     finished = [path for path in begun if (path / "retrain/finished").is_file()]
-    cells, protocols = [], {}
+    cells, protocol = [], {}
     for path in finished:
         method, _, seed = path.name.rpartition("-")
-        args = visualize.read_json(path / "retrain/args.json")["args"]
-        rules = {name: value for name, value in args.items() if name not in NOT_OF_THE_PROTOCOL}
-        if differ := [name for name, value in rules.items() if protocols.setdefault(name, value) != value]:
-            text = f"{path}: retrained with another --{differ[0]} than {finished[0].name}: draw them apart"
-            raise cli.UserError(text)
-        genotype = genotypes.load(path / "retrain/genotype.txt")
+        args = read_json(path / "retrain/args.json")["args"]
+        for name in sorted(set(args) - NOT_OF_THE_PROTOCOL):
+            if protocol.setdefault(name, args[name]) != args[name]:
+                text = f"{path}: retrained with another --{name} than {finished[0].name}: draw them apart"
+                raise cli.UserError(text)
+        genotype = genotypes.load(str(path / "retrain"))
         with torch.device("meta"):
             network = model.network_for(False, args["init_channels"], 10, args["layers"], False, genotype)
+        params = sum(values.numel() for values in network.parameters()) / 1e6
         words = f"{args['dataset']}, {args['init_channels']} channels, {args['layers']} cells, {args['epochs']} epochs"
         words += f" of {100 * args['train_portion']:g} % of the training images"
-        accuracy = visualize.read_json(path / "retrain/history.jsonl")[-1]["test_acc"]
-        params = sum(value.numel() for value in network.parameters()) / 1e6
+        accuracy = read_json(path / "retrain/history.jsonl")[-1]["test_acc"]
         costs = cost(path / "retrain")[0], *cost(path / "search")
         cells.append(Cell(method, int(seed), str(genotype), accuracy, params, words, *costs))
-    order = {method: place for place, method in enumerate(METHODS)} | {RANDOM: math.inf}
+    order = {method: place for place, method in enumerate(METHODS)} | {RANDOM: 99}
     cells.sort(key=lambda cell: (order.get(cell.method, len(METHODS)), cell.method, cell.seed))
     return cells, len(begun) - len(finished)
 
 
 def cost(folder: Path) -> tuple[float | None, float | None]:
     """Minutes and peak memory (GB) of the run in this folder, or inside of it (P-DARTS); None: nothing was trained."""
-    timing = [visualize.read_json(file) for pattern in ("", "*/") for file in folder.glob(f"{pattern}timing.jsonl")]
-    lines = max(timing, key=len, default=[])
-    if not lines:
+    runs = [read_json(file) for pattern in ("timing.jsonl", "*/timing.jsonl") for file in folder.glob(pattern)]
+    if not (lines := max(runs, key=len, default=[])):
         return None, None
     memory = max(line.get("peak_memory_mb") or 0 for line in lines) / 1024
     return round(sum(line["seconds"] for line in lines) / 60, 2), round(memory, 3) or None
@@ -92,75 +90,72 @@ def cost(folder: Path) -> tuple[float | None, float | None]:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def results(groups: dict[str, list[Cell]]) -> str:
+def table_of_results(groups: dict[str, list[Cell]]) -> str:
     """A row for each method; minutes (wall clock) and memory of its searches are medians."""
-    rows = [["method", "cells", "test accuracy %", "best (seed)", "worst (seed)", "skips", "parameters M"]]
-    rows[0] += ["search min", "memory GB"]
+    rows = [["method", "cells", "test accuracy %", "worst to best", "skips", "parameters M", "search min", "GB"]]
     for method, cells in groups.items():
         found = np.array([cell.test_acc for cell in cells])
-        spread = f" ± {found.std(ddof=1) / math.sqrt(len(found)):.2f}" if len(found) > 1 else ""
+        spread = f" ± {found.std(ddof=1) / len(found) ** 0.5:.2f}" if len(found) > 1 else ""
         row = [method + " *" * any(cell.fault for cell in cells), str(len(cells)), f"{found.mean():.2f}{spread}"]
-        row += [f"{cells[place].test_acc:.2f} ({cells[place].seed})" for place in (found.argmax(), found.argmin())]
         skips = [genotypes.count_skips(genotypes.load(cell.genotype)) for cell in cells]
-        row += [f"{np.mean(skips):.1f}", f"{np.mean([cell.params for cell in cells]):.3f}"]
-        for name, digits in (("search_minutes", 1), ("search_gb", 2)):
+        row += [f"{found.min():.2f} to {found.max():.2f}", f"{np.mean(skips):.1f}"]
+        row.append(f"{np.mean([cell.params for cell in cells]):.3f}")
+        for name, form in (("search_minutes", "{:.1f}"), ("search_gb", "{:.2f}")):
             known = [value for cell in cells if (value := getattr(cell, name)) is not None]
-            row.append(f"{np.median(known):.{digits}f}" if known else "–")
+            row.append(form.format(np.median(known)) if known else "–")
         rows.append(row)
-    return common.markdown_table(rows)
+    return tables.markdown_table(rows)
 
 
-def hypotheses(groups: dict[str, list[Cell]]) -> tuple[list, list]:
-    """The primary comparison, the bandit's subspaces with random ones, and each method with random cells."""
-    found = {method: [cell.test_acc for cell in cells] for method, cells in groups.items() if len(cells) > 1}
+def accuracies(groups: dict[str, list[Cell]]) -> dict[str, np.ndarray]:
+    """Of searched and random cells, of each method with two of them."""
+    tested = [method for method in (*METHODS, RANDOM) if len(groups.get(method, [])) > 1]
+    return {method: np.array([cell.test_acc for cell in groups[method]]) for method in tested}
+
+
+def hypotheses(groups: dict[str, list[Cell]]) -> list[common.Comparison]:
+    """The bandit's subspaces against random ones, and each method against random cells."""
+    found = accuracies(groups)
     pairs = [("ddsas", "ddsas-random"), *((method, RANDOM) for method in METHODS)]
-    tests = [compare(f"{a} – {b}", found[a], found[b]) for a, b in pairs if a in found and b in found]
-    primary = [one for one in tests if one.name == "ddsas – ddsas-random"]
-    return primary, [one for one in tests if one not in primary]
+    return [compare(f"{a} – {b}", found[a], found[b]) for a, b in pairs if a in found and b in found]
 
 
 def notes(groups: dict[str, list[Cell]], unfinished: int) -> str:
     """What stands below the tables."""
     cells = [cell for group in groups.values() for cell in group]
     lines = [f"retraining: {cells[0].protocol}; equal width, so parameters differ; ± is the standard error of the mean"]
-    samples = {method: np.array([cell.test_acc for cell in group]) for method, group in groups.items()}
-    samples = {m: values for m, values in samples.items() if m in (*METHODS, RANDOM) and m != WIDEST and len(values) > 1}
+    samples = {method: found for method, found in accuracies(groups).items() if method != WIDEST}
     if RANDOM in samples and len(samples) > 1:
-        sizes = [min(len(values) for m, values in samples.items() if m != RANDOM), len(samples[RANDOM])]
+        sizes = [min(len(found) for method, found in samples.items() if method != RANDOM), len(samples[RANDOM])]
         deviation, freedom = common.pooled_deviation(list(samples.values()))
-        least = common.detectable(sizes, deviation, freedom)
-        text = f"detectable with {sizes[0]} against {sizes[1]} cells: {least:.2f} points"
-        lines.append(f"{text}, by one spread for all but {WIDEST} ({deviation:.2f})")
-    if min(len({cell.params for cell in cells}), len({cell.test_acc for cell in cells})) > 2:
-        r = np.corrcoef(np.log([cell.params for cell in cells]), [cell.test_acc for cell in cells])[0, 1]
-        lines.append(f"correlation of accuracy with the logarithm of parameters, over all cells: {r:.2f}")
+        text = f"{sizes[0]} against {sizes[1]} cells tell {common.detectable(sizes, deviation, freedom):.2f} points apart"
+        lines.append(f"{text}, with one standard deviation for all but {WIDEST}, {deviation:.2f}")
     lines += sorted({f"* {cell.method}: {cell.fault}" for cell in cells if cell.fault})
-    minutes = sum(cell.retrain_minutes + (cell.search_minutes or 0) for cell in cells)
+    hours = sum(cell.retrain_minutes + (cell.search_minutes or 0) for cell in cells) / 60
     rest = f"; {unfinished} more have begun and are left out" if unfinished else ""
-    return "\n".join([*lines, f"{len(cells)} cells, {minutes / 60:.1f} hours of one thread (wall clock){rest}"])
+    return "\n".join([*lines, f"{len(cells)} cells, {hours:.1f} hours of one thread (wall clock){rest}"])
 
 
 # ---- the pilot ------------------------------------------------------------------------------------------------------
 
 
 def pilot(folder: Path) -> str:
-    """A row for each protocol with which the same random cells were retrained, each with the same seeds."""
+    """A row for each protocol by which the same random cells were retrained, with the same seeds."""
     found = defaultdict(lambda: defaultdict(list))
-    for path in sorted(folder.glob("random-*/*-*")):
-        if (path / "finished").is_file():
-            accuracy = visualize.read_json(path / "history.jsonl")[-1]["test_acc"]
-            found[path.name.rpartition("-")[0]][path.parent.name].append((accuracy, cost(path)[0]))
-    rows = [["protocol", "cells", "seeds", "intraclass correlation", "min", "a minute"]]
+    for path in sorted(path.parent for path in folder.glob("random-*/*-*/finished")):
+        accuracy = read_json(path / "history.jsonl")[-1]["test_acc"]
+        found[path.name.rpartition("-")[0]][path.parent.name].append((accuracy, cost(path)[0]))
+    rows = [["protocol", "cells", "seeds", "intraclass correlation", "minutes", "correlation a minute"]]
     for protocol, cells in found.items():
         seeds = max(map(len, cells.values()))
-        table = np.array([values for values in cells.values() if len(values) == seeds])  # cells x seeds x 2
-        if min(table.shape[:2]) < 2:
-            raise cli.UserError(f"{folder}: {protocol} has less than two cells with two seeds; expected study.sh --pilot")
-        icc, minutes = intraclass_correlation(table[..., 0]), np.median(table[..., 1])
-        rows.append([protocol, str(len(table)), str(seeds), f"{icc:.2f}", f"{minutes:.1f}", f"{icc / minutes:.3f}"])
-    if not found:
-        raise cli.UserError(f"{folder}: no finished retraining; expected the folder of bash shell/study.sh --pilot")
-    return common.markdown_table(rows)
+        values = np.array([runs for runs in cells.values() if len(runs) == seeds])  # cells x seeds x 2
+        if min(values.shape[:2]) > 1:
+            correlation, minutes = intraclass_correlation(values[..., 0]), np.median(values[..., 1])
+            row = [protocol, str(len(values)), str(seeds), f"{correlation:.2f}"]
+            rows.append([*row, f"{minutes:.1f}", f"{correlation / minutes:.3f}"])
+    if len(rows) == 1:
+        raise cli.UserError(f"{folder}: no two cells retrained with two seeds; expected what study.sh --pilot made")
+    return tables.markdown_table(rows)
 
 
 def intraclass_correlation(values: np.ndarray) -> float:
@@ -175,23 +170,22 @@ def intraclass_correlation(values: np.ndarray) -> float:
 
 def draw(groups: dict[str, list[Cell]]) -> Figure:
     """A row for each method: its cells as points, their mean and its standard error; random cells as a band."""
-    figure = Figure((3.3, 0.7 + 0.22 * len(groups)), layout="constrained")
+    figure = Figure((3.3, 0.6 + 0.2 * len(groups)), layout="constrained")
     axis = figure.subplots()
     for row, (method, cells) in enumerate(groups.items()):
-        known = COLORS.get(method.removesuffix("-shrink").removesuffix("-expand"))
-        color = known or (visualize.MUTED if method == RANDOM else visualize.INK)
+        color = COLORS.get(method.removesuffix("-shrink").removesuffix("-expand"), INK)
         found = np.array([cell.test_acc for cell in cells])
-        axis.plot(found, row + 0.18 + np.zeros(len(found)), "o", color=color, markersize=3, alpha=0.55, markeredgewidth=0)
+        axis.plot(found, [row + 0.18] * len(found), "o", color=color, markersize=3, alpha=0.55, markeredgewidth=0)
         if len(cells) > 1:
-            style = {"fmt": "D", "color": color, "markersize": 3, "capsize": 2, "linewidth": 1}
-            axis.errorbar(found.mean(), row - 0.12, xerr=found.std(ddof=1) / math.sqrt(len(found)), **style)
+            error, style = found.std(ddof=1) / len(found) ** 0.5, {"markersize": 3, "capsize": 2, "linewidth": 1}
+            axis.errorbar(found.mean(), row - 0.12, xerr=error, fmt="D", color=color, **style)
     if reference := [cell.test_acc for cell in groups.get(RANDOM, [])]:
-        axis.axvspan(min(reference), max(reference), alpha=0.10, linewidth=0, color=visualize.MUTED, zorder=0)
-        axis.axvline(np.mean(reference), linewidth=0.8, linestyle=(0, (6, 2)), color=visualize.MUTED, zorder=0)
+        axis.axvspan(min(reference), max(reference), alpha=0.10, linewidth=0, color=MUTED, zorder=0)
+        axis.axvline(np.mean(reference), linewidth=0.8, linestyle=(0, (6, 2)), color=MUTED, zorder=0)
     axis.set_yticks(range(len(groups)), [f"{method} ({len(cells)})" for method, cells in groups.items()])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", visible=False)
-    axis.set(ylim=(len(groups) - 0.5, -0.6), xlabel="test accuracy, Fashion-MNIST (%)")
+    axis.set(ylim=(len(groups) - 0.5, -0.6), xlabel="test accuracy (%)")
     return figure
 
 
@@ -201,30 +195,27 @@ def draw(groups: dict[str, list[Cell]]) -> Figure:
 def main(args: argparse.Namespace) -> None:
     """Keep what a study tells if its folder is given, print the tables, draw the figure."""
     if args.pilot:
-        return print(pilot(args.pilot))
-    unfinished, out = 0, common.folder_for([args.study] if args.study else [], args.out)
-    if args.study:
-        cells, unfinished = collect(args.study)
+        print(pilot(args.folder or Path("logs/pilot")))
+        return
+    unfinished, out = 0, common.folder_for([args.folder] if args.folder else [], args.out)
+    if args.folder:
+        cells, unfinished = collect(args.folder)
         if not cells:
-            raise cli.UserError(f"{args.study}: no finished cell; expected the folder of bash shell/study.sh")
+            raise cli.UserError(f"{args.folder}: no finished cell; expected the folder of bash shell/study.sh")
         common.write_lines(out / "data/study.jsonl", cells)
     cells = common.read_lines(out / "data/study.jsonl", Cell)
-    if not cells:
-        raise cli.UserError(f"nothing kept in {out}: give the folder of bash shell/study.sh, with a finished cell")
     groups = {method: list(group) for method, group in itertools.groupby(cells, key=lambda cell: cell.method)}
-    parts, tests = [results(groups)], hypotheses(groups)
-    if any(tests):
-        parts += [common.table_of_comparisons(*tests), common.sentences(*tests), common.NOTES]
+    parts, comparisons = [table_of_results(groups)], hypotheses(groups)
+    parts += [common.table_of(comparisons, PRIMARY), common.NOTES] if comparisons else []
     print("\n\n".join([*parts, notes(groups, unfinished)]))
-    with common.style():
-        common.save(draw(groups), out / "study")
+    common.save(lambda: draw(groups), out / "study")
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("study", nargs="?", type=Path, metavar="FOLDER", help="--out of shell/study.sh")
-    parser.add_argument("--pilot", type=Path, metavar="FOLDER", help="--out of shell/study.sh --pilot")
-    common.add_out(parser, "study.svg, study.png")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="--out of shell/study.sh")
+    parser.add_argument("--pilot", action="store_true", help="the folder is that of shell/study.sh --pilot")
+    common.add_out(parser)
     return parser
 
 

@@ -1,51 +1,44 @@
 """Truth on the images that were searched on: cells of NAS-Bench-201's space, all trained on fashion_mini by one protocol.
 
-    bash shell/truth.sh --table FILE.csv                          # trains them; two hours of two cores
-    python -m experiments.truth --table FILE.csv --list           # its cells: NAME ARCHITECTURE, one a line
-    python -m experiments.truth logs/truth --out figure           # keeps what has finished, and prints the results
-    python -m experiments.truth                                   # prints them from figure/data
+    bash shell/truth.sh --table FILE.csv                    # trains them, and prints; an hour or two of one core
+    python -m experiments.truth logs/truth --out figure     # keeps what has finished in figure/data, and prints
+    python -m experiments.truth                             # prints what figure/data keeps
+    python -m experiments.truth --list --table FILE.csv     # the cells to train: NAME ARCHITECTURE, one a line
 
-The cells are one drawn from each of 60 equal parts of the table, by CIFAR-10 accuracy, and the last ones of all searches.
-Of the drawn ones only the part is kept, which is their order on CIFAR-10.
+The cells are one drawn from each of 60 equal parts of the table, by CIFAR-10 accuracy, and the results of all searches.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-import genotypes
-import nasbench201
-import visualize
 from experiments import common, figure1
-from lib import cli
-
-PARTS = 60
+from experiments.common import read_json
+from lib import cli, tables
 
 
 @dataclass
 class Trained:
-    """A cell, its test accuracy (percent) on fashion_mini after the last epoch, and what the training took."""
+    """A cell, its test accuracy (percent) on fashion_mini after the last epoch, and minutes of its training."""
 
     cell: str
     test_acc: float
-    minutes: float  # processor time where it is known, else wall clock
-    part: int | None = None  # of the table, 0 is the best; None: a search's cell
+    minutes: float  # of the processor where they are known, else by the clock
+    part: int | None = None  # of the table, 0 is the best: the order on CIFAR-10; None: found by a search
 
 
-def cells_of(table: nasbench201.Table, parts: int, searches: list[figure1.Search]) -> dict[str, str]:
-    """The cells to train by name: part-K drawn from the K-th part of the table with a fixed seed, found-DIGITS."""
-    every = ["".join(ops) for ops in itertools.product("01234", repeat=len(nasbench201.EDGE_LIST))]
-    order = np.argsort(-figure1.look_up(table, every)[1][:, 0], kind="stable")
-    rng = np.random.default_rng(0)
-    drawn = {f"part-{k}": every[rng.choice(part)] for k, part in enumerate(np.array_split(order, parts))}
-    rows = figure1.last_cells(figure1.by_method(searches)).values()
-    return drawn | {f"found-{cell}": cell for cell in sorted({cell for row in rows for cell in row})}
+def cells_to_train(table: tables.Table, parts: int, searches: list[figure1.Search]) -> dict[str, str]:
+    """Architectures by name: part-K, drawn from the K-th part of the table with a fixed seed, and found-DIGITS."""
+    order = sorted(table.accuracies, key=lambda text: -table.accuracies[text]["cifar10"])
+    bounds, rng = np.linspace(0, len(order), parts + 1).astype(int), np.random.default_rng(0)
+    drawn = {f"part-{k}": order[rng.integers(bounds[k], bounds[k + 1])] for k in range(parts)}
+    found = {cell for cells in figure1.result_cells(figure1.by_method(searches)).values() for cell in cells}
+    return drawn | {f"found-{cell}": text for text in sorted(order) if (cell := figure1.digits(text)) in found}
 
 
 def collect(folder: Path) -> list[Trained]:
@@ -53,71 +46,55 @@ def collect(folder: Path) -> list[Trained]:
     found = []
     for path in sorted(path.parent for path in folder.glob("*-*/finished")):
         kind, _, number = path.name.partition("-")
-        history, timing = (visualize.read_json(path / f"{name}.jsonl") for name in ("history", "timing"))
+        history, timing = (read_json(path / f"{name}.jsonl") for name in ("history", "timing"))
         minutes = sum(line.get("cpu_seconds") or line["seconds"] for line in timing) / 60
-        cell = figure1.digits(str(genotypes.load(path / "genotype.txt")))
-        part = int(number) if kind == "part" else None
-        found.append(Trained(cell, history[-1]["test_acc"], round(minutes, 2), part))
+        cell = figure1.digits((path / "genotype.txt").read_text())
+        found.append(Trained(cell, history[-1]["test_acc"], round(minutes, 2), int(number) if kind == "part" else None))
     return found
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
     """Spearman's, along an axis."""
-    a, b = (stats.rankdata(values, axis=axis) for values in (first, second))
-    a, b = a - a.mean(axis, keepdims=True), b - b.mean(axis, keepdims=True)
-    return (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
+    a, b = (stats.zscore(stats.rankdata(values, axis=axis), axis=axis) for values in (first, second))
+    return (a * b).mean(axis)
 
 
-def report(trained: list[Trained], searches: list[figure1.Search]) -> str:
+def report(trained: list[Trained], groups: dict[str, list[figure1.Search]]) -> str:
     """The rank correlation, and the regret of each method beside that of random search at its cost."""
     drawn = sorted((one for one in trained if one.part is not None), key=lambda one: one.part)
-    accuracy = np.array([one.test_acc for one in drawn])
-    pair = accuracy, -np.arange(len(drawn))
-    text = [f"{len(drawn)} drawn cells, {len(trained) - len(drawn)} found ones"]
+    accuracies, known = np.array([one.test_acc for one in drawn]), {one.cell: one.test_acc for one in trained}
+    lines = [f"{len(drawn)} drawn cells, {len(trained) - len(drawn)} found ones, trained on fashion_mini"]
     if len(drawn) > 2:
-        options = {"n_resamples": common.RESAMPLES, "method": "percentile", "paired": True}
-        options |= {"rng": np.random.default_rng(0), "batch": 1000}
-        low, high = stats.bootstrap(pair, rank_correlation, **options).confidence_interval
-        text.append(f"rank correlation with CIFAR-10: {rank_correlation(*pair):.2f}, 95 % interval [{low:.2f}, {high:.2f}]")
-    known = {one.cell: one.test_acc for one in trained}
+        pair = accuracies, -np.arange(len(drawn))
+        low, high = common.interval(pair, rank_correlation, paired=True)
+        text = f"rank correlation of Fashion-MNIST with CIFAR-10, over the drawn ones: {rank_correlation(*pair):.2f}"
+        lines.append(f"{text}, 95 % interval {low:.2f} to {high:.2f}")
     best, minutes = max(known.values()), float(np.median([one.minutes for one in trained]))
-    rows = [["method", "seeds", "regret on fashion_mini", "CPU min", "random search at that cost"]]
-    groups = figure1.by_method(searches)
-    for name, cells in figure1.last_cells(groups).items():
-        regrets = np.array([best - known[cell] for cell in cells if cell in known])
-        if len(regrets) == len(cells) and name in groups:
-            cost = figure1.cpu_minutes(groups[name])
-            count = max(1, round(cost / minutes))
-            by_chance = f"{best - expected_best(accuracy, count):.2f} ({count} cells)" if len(drawn) else "–"
-            spread = f" ± {regrets.std(ddof=1):.2f}" if len(regrets) > 1 else ""
-            rows.append([name, str(len(cells)), f"{regrets.mean():.2f}{spread}", f"{cost:.1f}", by_chance])
-    text += ["", common.markdown_table(rows), f"\nregret: points below the best of all these cells, {best:.2f} %"]
-    return "\n".join([*text, f"random search: the best of so many drawn cells, {minutes:.1f} minutes each (median)"])
-
-
-def expected_best(accuracies: np.ndarray, count: int) -> float:
-    """The mean of the best of ``count`` draws with replacement: the k-th of n is it with (k/n)^m - ((k-1)/n)^m."""
-    shares = np.linspace(0, 1, len(accuracies) + 1)
-    return float(np.sort(accuracies) @ np.diff(shares**count))
+    rows = [["method", "seeds", "regret on Fashion-MNIST", "CPU min", "random search at that cost"]]
+    for method, searches in groups.items():
+        regrets = np.array([best - known[one.cells[-1]] for one in searches if one.cells[-1] in known])
+        if len(regrets) == len(searches) > 1 and len(drawn):
+            count = max(1, round(figure1.cost(searches) / minutes))
+            by_chance = f"{best - figure1.expected_best(accuracies, count):.2f} ({count} cells)"
+            spread = f"{regrets.mean():.2f} ± {regrets.std(ddof=1):.2f}"
+            rows.append([method, str(len(searches)), spread, f"{figure1.cost(searches):.1f}", by_chance])
+    lines += ["", tables.markdown_table(rows), "", f"regret: points below the best of all these cells, {best:.2f} %"]
+    return "\n".join([*lines, f"random search: the best of so many drawn cells, {minutes:.1f} minutes each (median)"])
 
 
 def main(args: argparse.Namespace) -> None:
-    """List the cells, or keep what a folder has, and print."""
+    """List the cells to train; or keep what a folder has, and print."""
     searches = common.read_lines(common.FOLDER / "data/figure1.jsonl", figure1.Search)
     if args.list:
-        table = nasbench201.load_table(args.table)
-        if table is None:
-            raise cli.UserError(nasbench201.NO_TABLE)
-        for name, cell in cells_of(table, args.parts, searches).items():
-            print(name, figure1.architecture_string(cell))
+        if not (table := tables.load_table(args.table)):
+            raise cli.UserError(tables.NO_TABLE)
+        for name, text in cells_to_train(table, args.parts, searches).items():
+            print(name, text)
         return
-    out = common.folder_for([args.folder] if args.folder else [], args.out)
+    data = common.folder_for([args.folder] if args.folder else [], args.out) / "data"
     if args.folder:
-        common.write_lines(out / "data/truth.jsonl", collect(args.folder))
-    trained = common.read_lines(out / "data/truth.jsonl", Trained)
-    if not trained:
-        raise cli.UserError(f"nothing kept in {out / 'data'}: give the folder of bash shell/truth.sh")
-    print(report(trained, searches))
+        common.write_lines(data / "truth.jsonl", collect(args.folder))
+    print(report(common.read_lines(data / "truth.jsonl", Trained), figure1.by_method(searches)))
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -125,8 +102,8 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="--out of shell/truth.sh")
     parser.add_argument("--table", type=Path, metavar="FILE.csv", help="accuracies, instead of analog-nasbench's")
     parser.add_argument("--list", action="store_true", help="print the cells to train")
-    parser.add_argument("--parts", type=cli.number(int, 1, 15_625), default=PARTS, help="cells that are drawn")
-    common.add_out(parser, "nothing")
+    parser.add_argument("--parts", type=cli.number(int, 1, tables.SIZE), default=60, help="cells that are drawn")
+    common.add_out(parser)
     return parser
 
 

@@ -147,7 +147,7 @@ PYTHON
 fi
 many_run
 if [ -n "$pilot" ]; then
-    "$PYTHON" -m experiments.study --pilot "$out" || [ "$code" != 0 ]
+    "$PYTHON" -m experiments.study "$out" --pilot || [ "$code" != 0 ]
 else
     "$PYTHON" -m experiments.study "$out" --out "$out" || [ "$code" != 0 ] # then it is said why nothing is finished
 fi

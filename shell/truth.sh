@@ -13,7 +13,7 @@ training=(
     --batch_size 64
     --init_channels 8
     --layers 1
-    --epochs 12
+    --epochs 6
     --learning_rate 0.05
     --learning_rate_min 0
     --momentum 0.9
