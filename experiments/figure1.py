@@ -91,12 +91,11 @@ def function_of(cell: str) -> str:
     """A text that is the same for cells which compute the same function of their input.
 
     A node is the multiset of the terms that it sums: `none` adds none, skip_connect those of its source, pooling (which
-    is linear) pools of them, a convolution one of its own. Convolutions are numbered, since one may reach the output on
-    two ways; of all numberings the first text counts. A convolution of nothing leaves a constant, taken for nothing.
+    is linear) pools of them, a convolution one of its own. Convolutions of a kind are numbered, since one may reach the
+    output on two ways; of all orders the first text counts. One of nothing leaves a constant, taken for nothing.
     """
-    convolutions = [edge for edge, op in enumerate(cell) if op in "23"]
-    numberings = itertools.permutations(range(len(convolutions)))
-    return min(_terms(cell, dict(zip(convolutions, numbers, strict=True))) for numbers in numberings)
+    orders = [itertools.permutations([edge for edge, op in enumerate(cell) if op == kind]) for kind in "23"]
+    return min(_terms(cell, {edge: n for order in pair for n, edge in enumerate(order)}) for pair in itertools.product(*orders))
 
 
 def _terms(cell: str, number: dict[int, int]) -> str:
