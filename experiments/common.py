@@ -16,7 +16,7 @@ from scipy import stats
 
 from lib import cli, tables
 from lib.checkpoints import write_whole
-from visualize import INK, MUTED, RC, read_json, save_figure
+from visualize import MUTED, RC, read_json, save_figure
 
 FOLDER = Path(__file__).resolve().parent.parent / "figure"
 COLORS = {  # Okabe and Ito's, which the colour-blind tell apart
@@ -31,7 +31,7 @@ COLORS = {  # Okabe and Ito's, which the colour-blind tell apart
 LEVEL, POWER = 0.05, 0.8
 EXACT, DRAWN = 200_000, 100_000  # splits up to which all are counted; of more, so many are drawn
 RESAMPLES = 10_000
-NOTES = f"""p: permutation test of the means, two-sided, exact (~: of {DRAWN:,} drawn splits); Holm over all but the primary row
+NOTES = f"""p: permutation test of the means, two-sided, exact (~: of {DRAWN:,} drawn splits); Holm: all but the primary row
 interval: bootstrap percentiles of {RESAMPLES:,} resamples; what could not be: with power {POWER} at level {LEVEL}"""
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
@@ -73,9 +73,9 @@ def compare(name: str, first: Iterable[float], second: Iterable[float] | None = 
     return Comparison(name, sizes, float(difference(*samples)), low, high, float(p), count <= EXACT, least)
 
 
-def difference(first: np.ndarray, second: np.ndarray | float = np.zeros(1), axis: int = -1) -> np.ndarray:
+def difference(first: np.ndarray, second: np.ndarray | None = None, axis: int = -1) -> np.ndarray:
     """The difference of the means along an axis; the mean of the first alone."""
-    return first.mean(axis) - second.mean(axis)
+    return first.mean(axis) - (0 if second is None else second.mean(axis))
 
 
 def interval(samples: list[np.ndarray], statistic, paired: bool = False) -> tuple[float, float]:
@@ -112,7 +112,11 @@ def table_of(comparisons: list[Comparison], primary: str) -> str:
         p = corrected.get(one.name, one.p)
         so = "differs" if p < LEVEL else f"not detected; differences below {one.detectable:.2f} could not be"
         row = [one.name + " (primary)" * (one.name == primary), " : ".join(map(str, one.sizes))]
-        row += [f"{one.difference:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", f"{one.p:.4f}{'' if one.exact else '~'}"]
+        row += [
+            f"{one.difference:+.2f}",
+            f"{one.low:+.2f} to {one.high:+.2f}",
+            f"{one.p:.4f}{'' if one.exact else '~'}",
+        ]
         rows.append([*row, f"{p:.4f}" if one.name in corrected else "–", so])
     return tables.markdown_table(rows)
 
@@ -139,7 +143,9 @@ def read_lines(path: Path, kind: type) -> list:
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     """The flag --out."""
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of figure and data/; default: the folder that is given")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="of figure and data/; default: the folder that is given"
+    )
 
 
 def folder_for(given: list[Path], out: Path | None) -> Path:

@@ -4,8 +4,8 @@
     python -m experiments.figure1 RUN RUN ... --out FOLDER                    # these runs; written to FOLDER
     python -m experiments.figure1                                             # this repository's, from figure/data
 
-(a) is the share of the six edges whose operation changed from an epoch to the next, summed up. (b) is the simple regret:
-the accuracy of the table's best cell minus that of the current one. Thin lines are seeds, thick ones their median.
+(a) is the share of the six edges whose operation changed from an epoch to the next, summed up. (b) is the simple
+regret: the accuracy of the table's best cell minus that of the current one. Thin lines are seeds, thick their median.
 Printed: the last cells' accuracies beside trivial references, and tests of the differences to DDSAS. A cell is written
 as six digits, the operations of its edges: 0 none, 1 skip_connect, 2 nor_conv_1x1, 3 nor_conv_3x3, 4 avg_pool_3x3.
 """
@@ -95,7 +95,9 @@ def function_of(cell: str) -> str:
     output on two ways; of all orders the first text counts. One of nothing leaves a constant, taken for nothing.
     """
     orders = [itertools.permutations([edge for edge, op in enumerate(cell) if op == kind]) for kind in "23"]
-    return min(_terms(cell, {edge: n for order in pair for n, edge in enumerate(order)}) for pair in itertools.product(*orders))
+    return min(
+        _terms(cell, {edge: n for order in pair for n, edge in enumerate(order)}) for pair in itertools.product(*orders)
+    )
 
 
 def _terms(cell: str, number: dict[int, int]) -> str:
@@ -104,7 +106,9 @@ def _terms(cell: str, number: dict[int, int]) -> str:
         terms = []
         for source in list(nodes):
             pools, convolution = [f"pool({term})" for term in source], f"conv{cell[edge]}_{number.get(edge)}"
-            terms += {"0": [], "1": source, "4": pools}.get(cell[edge], [f"{convolution}({'+'.join(source)})"][: len(source)])
+            terms += {"0": [], "1": source, "4": pools}.get(
+                cell[edge], [f"{convolution}({'+'.join(source)})"][: len(source)]
+            )
             edge += 1
         nodes.append(sorted(terms))
     return "+".join(nodes[-1])
@@ -188,7 +192,7 @@ def summarize(table: tables.Table, named: set[str]) -> Values:
 
 
 def expected_best(values: np.ndarray, count: int) -> float:
-    """The mean of the best of ``count`` draws: the k-th smallest of n is it with (k / n)^count - ((k - 1) / n)^count."""
+    """The mean of the best of m = ``count`` draws: the k-th smallest of n is it with (k / n)^m - ((k - 1) / n)^m."""
     return float(np.sort(values) @ np.diff(np.linspace(0, 1, len(values) + 1) ** count))
 
 

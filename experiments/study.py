@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 import genotypes
 import model
 from experiments import common
-from experiments.common import COLORS, INK, MUTED, compare, read_json
+from experiments.common import COLORS, MUTED, compare, read_json
 from lib import cli, tables
+from visualize import INK
 
 METHODS = ["ddsas", "ddsas-shrink", "ddsas-expand", "ddsas-random", "darts", "gdas", "pdarts"]  # each held against:
 RANDOM = "random"
@@ -128,7 +129,9 @@ def notes(groups: dict[str, list[Cell]], unfinished: int) -> str:
     if RANDOM in samples and len(samples) > 1:
         sizes = [min(len(found) for method, found in samples.items() if method != RANDOM), len(samples[RANDOM])]
         deviation, freedom = common.pooled_deviation(list(samples.values()))
-        text = f"{sizes[0]} against {sizes[1]} cells tell {common.detectable(sizes, deviation, freedom):.2f} points apart"
+        text = (
+            f"{sizes[0]} against {sizes[1]} cells tell {common.detectable(sizes, deviation, freedom):.2f} points apart"
+        )
         lines.append(f"{text}, with one standard deviation for all but {WIDEST}, {deviation:.2f}")
     lines += sorted({f"* {cell.method}: {cell.fault}" for cell in cells if cell.fault})
     hours = sum(cell.retrain_minutes + (cell.search_minutes or 0) for cell in cells) / 60

@@ -1,4 +1,4 @@
-"""Truth on the images that were searched on: cells of NAS-Bench-201's space, all trained on fashion_mini by one protocol.
+"""Truth on the images that were searched on: cells of NAS-Bench-201's space, all trained on fashion_mini alike.
 
     bash shell/truth.sh --table FILE.csv                    # trains them, and prints; an hour or two of one core
     python -m experiments.truth logs/truth --out figure     # keeps what has finished in figure/data, and prints

@@ -141,7 +141,7 @@ import sys
 import retrain
 from lib import cli, data
 sys.argv[0] = "study.sh"
-look = lambda args: data.test_data(args.dataset, args.data, image_size=args.image_size)
+look = lambda args: data.test_data(args.dataset, args.data, batch_size=args.batch_size, image_size=args.image_size)
 cli.run_script(look, retrain.get_parser())
 PYTHON
 fi

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import search
-from experiments import common, figure1, truth
+from experiments import common, figure1
 from lib import cli, tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -234,25 +234,6 @@ def test_truth_lists_trainings_of_cells_from_all_parts_of_the_table(work, table)
     assert names[:3] == ["part-0", "part-1", "part-2"] and all(name.startswith("found-") for name in names[3:])
 
 
-@pytest.mark.long
-def test_killed_and_started_again_a_comparison_ends_with_the_same_table(work, pictures, table):
-    def arguments(out: str) -> list[object]:
-        small = "ddsas=1 darts=1 --epochs 3 --dataset folder --image_size 16 --init_channels 2 --batch_size 12 --workers 0"
-        return [*small.split(), "--out", work.folder / out, "--data", pictures]
-
-    work.environment["PYTHON"] = sys.executable
-    whole = work.run("compare_nasbench201.sh", *arguments("whole"))
-    process = work.start("compare_nasbench201.sh", *arguments("cut"))
-    wait_for(lambda: list((work.folder / "cut").glob("ddsas*/checkpoint.pt")), 120)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    again = work.run("compare_nasbench201.sh", *arguments("cut"))
-    assert again.returncode == 0 and "resumed" in again.stdout
-    kept = [(work.folder / out / "data/figure1.jsonl").read_text().splitlines() for out in ("whole", "cut")]
-    cells = [[json.loads(line)["cells"] for line in lines] for lines in kept]
-    assert cells[0] == cells[1] and len(cells[0]) == 2
-
-
 # ---- figure1 --------------------------------------------------------------------------------------------------------
 
 CONVS, SKIPS, MIXED = "333333", "111111", "333311"
@@ -337,7 +318,9 @@ def test_figure1_reads_out_otherwise_and_keeps_probabilities_short(tmp_path):
     found, known = figure1.read_run(run)
     assert (found.other, known, found.method) == ("444444", {"000000": [10.0]}, "darts")
     assert found.probabilities == ["50001000100010002000" * 6]
-    found, known = figure1.read_run(make_run(tmp_path / "e", "ddsas", 0, [CONVS], saliency=line["probabilities"], table_acc=9))
+    found, known = figure1.read_run(
+        make_run(tmp_path / "e", "ddsas", 0, [CONVS], saliency=line["probabilities"], table_acc=9)
+    )
     assert found.other == "000000" and known == {CONVS: [9]}
 
 
@@ -397,7 +380,9 @@ def test_the_main_table_by_a_few_lines_of_numpy(capsys, tmp_path):
         differences = np.abs(sums / len(a) - (both.sum() - sums) / len(b))
         ps[name] = np.mean(differences >= abs(a.mean() - b.mean()) - 1e-9)
         assert float(row[3].strip("~")) == pytest.approx(ps[name], abs=4 * (ps[name] / 40_000) ** 0.5 + 1e-3)
-    secondary = {name: float(row[3].strip("~")) for name, row in rows.items() if name.startswith("ddsas – ") and row[4] != "–"}
+    secondary = {
+        name: float(row[3].strip("~")) for name, row in rows.items() if name.startswith("ddsas – ") and row[4] != "–"
+    }
     largest = 0.0
     for place, name in enumerate(sorted(secondary, key=secondary.get)):
         largest = max(largest, min(1.0, (len(secondary) - place) * secondary[name]))

@@ -6,7 +6,6 @@ The shell script mostly runs with the stand-in for Python of test_compare.py.
 import itertools
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from made_up_runs import PUBLISHED, retrain_run, write_lines
-from test_compare import ROOT, STAND_IN, Workplace, rows_of, wait_for
+from test_compare import Workplace, rows_of, wait_for
 
 import genotypes
 import retrain
@@ -178,16 +177,6 @@ def test_the_genotype_of_pdarts_is_copied_to_where_the_retraining_looks(work):
     assert genotypes.load(str(work.folder / "search")) == PUBLISHED[3]
 
 
-def test_a_line_of_the_list_pins_the_threads_whatever_the_environment_says(work):
-    threads = STAND_IN.replace('"$@" >>', '"$OMP_NUM_THREADS" "$MKL_NUM_THREADS" >>')
-    Path(work.environment["PYTHON"]).write_text(threads)
-    arguments = ["--seeds", 1, "--out", work.folder / "out", "--list"]
-    line = work.run("study.sh", *arguments, METHODS="gdas").stdout
-    environment = work.environment | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
-    subprocess.run(["bash"], input=line, text=True, check=True, cwd=ROOT, env=environment, timeout=60)
-    assert work.called() == [["1", "1"]] * 2
-
-
 def test_a_small_study_to_its_end(work, pictures):
     work.environment["PYTHON"] = sys.executable
     small = (
@@ -202,26 +191,6 @@ def test_a_small_study_to_its_end(work, pictures):
 
 
 # ---- what the scripts need for it -----------------------------------------------------------------------------------
-
-
-def test_a_scaled_space_is_the_published_one_at_60_epochs_and_ends_at_the_same_size():
-    shrink, expand = genotypes.SPACES["shrink"], genotypes.SPACES["expand"]
-    assert shrink.scaled(60) == shrink and expand.scaled(60) == expand
-    assert shrink.scaled(6).shrink == dict.fromkeys(range(1, 6), 14)
-    assert expand.scaled(6).expand == {0: 3, 1: 4, 2: 5, 3: 6, 4: 7, 5: 8}
-    assert shrink.scaled(3).shrink == {1: 42, 2: 28}, "nothing in epoch 0"
-    for epochs in range(2, 200):
-        assert sum(shrink.scaled(epochs).shrink.values()) == 70 and max(shrink.scaled(epochs).shrink) < epochs
-        assert max(expand.scaled(epochs).expand.items())[1] == 8 and max(expand.scaled(epochs).expand) < epochs
-
-
-def test_scale_space_is_refused_where_nothing_changes():
-    args = cli.parse(search.get_parser(), ["--scale_space"])
-    with pytest.raises(cli.UserError, match="static stays as it is"):
-        search.check(args, torch.device("cpu"))
-    args = cli.parse(search.get_parser(), ["--scale_space", "--space_config", "shrink", "--epochs", "6"])
-    search.check(args, torch.device("cpu"))
-    assert 1 in search.space_of(args).shrink
 
 
 def test_a_portion_of_the_training_images_is_the_same_for_every_seed(pictures):
@@ -256,19 +225,12 @@ def test_permutation_test_draws_splits_where_there_are_many():
 def test_false_alarms_are_as_rare_as_the_level_says_and_power_is_what_detectable_says(monkeypatch):
     monkeypatch.setattr(common, "RESAMPLES", 10)
     rng, alarms, found = np.random.default_rng(1), [], []
-    shift = common.detectable([5, 10], 1.0, 13)
-    for _ in range(200):
-        first, second = rng.normal(size=5), rng.normal(size=10)
+    shift = common.detectable([4, 8], 1.0, 10)
+    for _ in range(100):
+        first, second = rng.normal(size=4), rng.normal(size=8)
         alarms.append(compare("", first, second).p < 0.05)
         found.append(compare("", first + shift, second).p < 0.05)
-    assert 0.01 < np.mean(alarms) < 0.1 and 0.7 < np.mean(found) < 0.9
-
-
-def test_intervals_hold_the_difference_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    pairs = [(rng.normal(1, 1, 40), rng.normal(0, 2, 30)) for _ in range(60)]
-    bounds = np.array([common.interval(pair, common.difference) for pair in pairs])
-    assert 0.85 < ((bounds[:, 0] < 1) & (1 < bounds[:, 1])).mean() <= 1
+    assert 0.01 <= np.mean(alarms) < 0.12 and 0.65 < np.mean(found) < 0.92
 
 
 def test_holm():
@@ -329,7 +291,9 @@ def test_a_known_difference_is_found_and_none_where_there_is_none(tmp_path, caps
 
 
 def test_the_figure_is_drawn_from_what_is_kept(tmp_path, capsys):
-    draw(made_up_study(tmp_path / "study", {"ddsas": 88.5, "random": 88.0, "DARTS_V2": 88.2}), "--out", tmp_path / "out")
+    draw(
+        made_up_study(tmp_path / "study", {"ddsas": 88.5, "random": 88.0, "DARTS_V2": 88.2}), "--out", tmp_path / "out"
+    )
     first, picture = rows_of(capsys.readouterr().out), (tmp_path / "out/study.svg").read_bytes()
     draw("--out", tmp_path / "out")
     assert (tmp_path / "out/study.svg").read_bytes() == picture and rows_of(capsys.readouterr().out) == first
@@ -372,7 +336,9 @@ def test_the_pilot_tells_which_protocol_tells_cells_apart(tmp_path, capsys):
 
 
 def test_truth_correlates_ranks_and_holds_methods_against_random_search():
-    trained = [truth.Trained(f"{k:06}", 90.0 - k, 2.0, part=k) for k in range(20)] + [truth.Trained("333333", 89.5, 2.0)]
+    trained = [truth.Trained(f"{k:06}", 90.0 - k, 2.0, part=k) for k in range(20)] + [
+        truth.Trained("333333", 89.5, 2.0)
+    ]
     searches = [figure1.Search("ddsas", seed, 8.0, ["333333"]) for seed in range(2)]
     text = truth.report(trained, figure1.by_method(searches))
     assert "20 drawn cells, 1 found" in text and ": 1.00, 95 % interval 1.00 to 1.00" in text
