@@ -355,11 +355,11 @@ def write_tensorboard(run: RunFolder, line: dict, args: argparse.Namespace | Non
     if "genotype" in line:  # a search
         import visualize  # matplotlib is slow to import, and only needed here
 
-        for name in ("saliency", "visits"):
-            if name in line:
-                board.add_figure(name, visualize.heat_figure(line[name], line["primitives"]), epoch)
-        if (picture := visualize.cell_image(genotypes.parse(line["genotype"]))) is not None:
-            board.add_image("cells", picture, epoch, dataformats="HWC")
+        for name, picture in visualize.epoch_pictures(line).items():
+            if name == "cells":
+                board.add_image(name, picture, epoch, dataformats="HWC")
+            else:
+                board.add_figure(name, picture, epoch)
     if args is not None:
         given = {name: value for name, value in vars(args).items() if name not in cli.HARMLESS | {"given", "save"}}
         plain = {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in given.items()}
