@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from scipy import stats
 
 from lib import cli, tables
 from lib.checkpoints import write_whole
-from visualize import MUTED, RC, read_json, save_figure
+from lib.figures import RC, save_figure
+from lib.records import read_json
+from lib.report import MUTED
 
 FOLDER = Path(__file__).resolve().parent.parent / "figure"
 COLORS = {  # Okabe and Ito's, which the colour-blind tell apart
@@ -31,7 +33,7 @@ COLORS = {  # Okabe and Ito's, which the colour-blind tell apart
 LEVEL, POWER = 0.05, 0.8
 EXACT, DRAWN = 200_000, 100_000  # splits up to which all are counted; of more, so many are drawn
 RESAMPLES = 10_000
-NOTES = f"""p: permutation test of the means, two-sided, exact (~: of {DRAWN:,} drawn splits); Holm: all but the primary row
+NOTES = f"""p: permutation test of the means, two-sided, exact (~: {DRAWN:,} drawn splits); Holm over the secondary rows
 interval: bootstrap percentiles of {RESAMPLES:,} resamples; what could not be: with power {POWER} at level {LEVEL}"""
 
 # ---- statistics -----------------------------------------------------------------------------------------------------
@@ -78,7 +80,7 @@ def difference(first: np.ndarray, second: np.ndarray | None = None, axis: int = 
     return first.mean(axis) - (0 if second is None else second.mean(axis))
 
 
-def interval(samples: list[np.ndarray], statistic, paired: bool = False) -> tuple[float, float]:
+def interval(samples: list[np.ndarray], statistic: Callable, paired: bool = False) -> tuple[float, float]:
     """95 % by bootstrap percentiles, with a fixed seed; with few values it is too narrow."""
     options = {"n_resamples": RESAMPLES, "method": "percentile", "paired": paired, "rng": np.random.default_rng(0)}
     return tuple(map(float, stats.bootstrap(samples, statistic, **options).confidence_interval))
@@ -155,9 +157,9 @@ def folder_for(given: list[Path], out: Path | None) -> Path:
     return out or (given[0] if given else FOLDER)
 
 
-def save(draw, path: Path) -> None:
-    """Write the figure that ``draw()`` returns as svg and png, and say so."""
-    with matplotlib.rc_context(RC | {"font.size": 7, "axes.titlesize": 7.5, "legend.fontsize": 6.5}):
-        figure: Figure = draw()
-        save_figure(figure, path)
+def save(draw: Callable[[], Figure], path: Path, small: bool = True) -> None:
+    """Write the figure that ``draw()`` returns as svg and png, with small text for one column of a paper."""
+    sizes = {"font.size": 7, "axes.titlesize": 7.5, "legend.fontsize": 6.5} if small else {}
+    with matplotlib.rc_context(RC | sizes):
+        save_figure(draw(), path)
     print(f"figure: {path}.png and .svg")

@@ -25,7 +25,7 @@ import model
 from experiments import common
 from experiments.common import COLORS, MUTED, compare, read_json
 from lib import cli, tables
-from visualize import INK
+from lib.report import INK
 
 METHODS = ["ddsas", "ddsas-shrink", "ddsas-expand", "ddsas-random", "darts", "gdas", "pdarts"]  # each held against:
 RANDOM = "random"
