@@ -153,7 +153,7 @@ def read_run(path: Path) -> tuple[Search, dict[str, list[float]]]:
     cpu = sum(line.get("cpu_seconds", 0) for line in timing) / 60
     search = Search(
         *(method, seed, round(sum(line["seconds"] for line in timing) / 60, 2), cells, round(cpu, 2) or None),
-        read_out_otherwise(**arrays),
+        read_out_otherwise(arrays, info["args"]["method"]),
         *(info.get(name) for name in ("commit", "processor", "versions")),
         *(["".join(f"{round(x * SCALE):04}" for x in a.flat) for a in arrays[name]] or None for name in QUANTITIES),
     )
@@ -161,11 +161,10 @@ def read_run(path: Path) -> tuple[Search, dict[str, list[float]]]:
     return search, {cell: [acc["cifar10"] if isinstance(acc, dict) else acc] for cell, acc in known.items()}
 
 
-def read_out_otherwise(probabilities: list[np.ndarray], saliency: list[np.ndarray]) -> str | None:
+def read_out_otherwise(arrays: dict[str, list[np.ndarray]], method: str) -> str | None:
     """The last cell by the other rule: from DDSAS' saliency with `none`, from softmax(alpha) without it."""
-    if saliency:
-        return "".join(map(str, saliency[-1].argmax(1)))
-    return "".join(map(str, 1 + probabilities[-1][:, 1:].argmax(1))) if probabilities else None
+    skip, name = (0, "saliency") if method == "ddsas" else (1, "probabilities")
+    return "".join(map(str, skip + arrays[name][-1][:, skip:].argmax(1))) if arrays[name] else None
 
 
 def summarize(table: tables.Table, named: set[str]) -> Values:
@@ -279,12 +278,12 @@ def draw(groups: dict[str, list[Search]], values: Values) -> Figure:
     for method in COLORS:
         searches = groups.get(method, [])
         length = min((len(search.cells) for search in searches), default=0)
+        epochs = np.arange(1, length + 1)
         if length > 1:
-            epochs = np.arange(1, length + 1)
             draw_lines(axes[0], epochs, np.array([changes(search.cells[:length]) for search in searches]), method)
-            if values.best:
-                regrets = values.best[0] - np.array([values.of(search.cells[:length]) for search in searches])
-                draw_lines(axes[1], epochs / length * cost(searches), regrets.clip(0.05), method)  # a logarithm's
+        if length and values.best:
+            regrets = values.best[0] - np.array([values.of(search.cells[:length]) for search in searches])
+            draw_lines(axes[1], epochs / length * cost(searches), regrets.clip(0.05), method)  # has a logarithm
     if values.best:
         title = f"(b) Distance to the best cell, {values.datasets[0].upper().replace('CIFAR', 'CIFAR-')}"
         axes[1].set(xlabel="CPU minutes", ylabel="simple regret (points)", title=title, yscale="log", xlim=(0, None))
@@ -306,8 +305,13 @@ def draw_lines(axis, x: np.ndarray, values: np.ndarray, method: str) -> None:
     """A thin line for each seed (a row of values), a thick one for their median."""
     dashes = ["-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1))][list(COLORS).index(method) % 5]
     axis.plot(x, values.T, color=COLORS[method], linewidth=0.4, alpha=0.4)
-    label = f"{method} ({len(values)} seeds)"
-    axis.plot(x, np.median(values, 0), dashes, color=COLORS[method], linewidth=1.5, label=label)
+    style = {
+        "linewidth": 1.5,
+        "linestyle": dashes,
+        "marker": "o" * (len(x) == 1),
+        "label": f"{method} ({len(values)} seeds)",
+    }
+    axis.plot(x, np.median(values, 0), color=COLORS[method], **style)
 
 
 def draw_references(axis, values: Values) -> None:

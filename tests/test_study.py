@@ -346,3 +346,12 @@ def test_truth_correlates_ranks_and_holds_methods_against_random_search():
     regret, cells = rows_of(text)["ddsas"][3].split(" (")
     assert rows_of(text)["ddsas"][1] == "0.50 ± 0.00" and cells == "4 cells)"
     assert float(regret) == pytest.approx(90 - drawn.mean(), abs=0.05)
+
+
+def test_the_documents_hold_the_tables_that_are_printed(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/study.jsonl").write_bytes((ROOT / "figure/data/study.jsonl").read_bytes())
+    draw("--out", tmp_path)
+    told, text = (ROOT / "docs/study.md").read_text(), capsys.readouterr().out
+    assert all(line in told for line in text.splitlines() if not line.startswith("figure:")), "bash experiments/make.sh"
+    assert "5 against 10 cells tell 0.69 points apart" in text and "* ddsas-shrink: searched before a fault" in text
