@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from made_up_runs import PUBLISHED, retrain_run, write_lines
-from test_compare import Workplace, rows_of, wait_for
+from test_compare import ROOT, Workplace, rows_of, wait_for
 
 import genotypes
 import retrain
