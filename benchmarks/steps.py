@@ -1,4 +1,4 @@
-"""What run.py and gpu.py measure: the steps of search, retraining and evaluation at the papers' sizes, in several ways.
+"""What run.py and gpu.py measure, and how: the steps of search, retraining and evaluation at the papers' sizes.
 
 Each function returns a step to be called, on random images that lie on the device: forward, backward, clipping and
 optimizers. It depends on the networks, on Architecture and on fast.py, not on the scripts that train.
@@ -7,11 +7,13 @@ optimizers. It depends on the networks, on Architecture and on fast.py, not on t
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ import fast  # noqa: E402
 import genotypes  # noqa: E402
 import model  # noqa: E402
 from genotypes import CELL_TYPES, EDGES, PRIMITIVES  # noqa: E402
+from lib import depthwise  # noqa: E402
 from model_search import Architecture, Network  # noqa: E402
 from space import DynamicSpace  # noqa: E402
 
@@ -183,3 +186,69 @@ def frozen(network: nn.Module) -> Iterator[None]:
     network.requires_grad_(False)
     yield
     network.requires_grad_(True)
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call; on a GPU between two events."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def measure_peak(work: Callable[[], object], device: torch.device) -> float:
+    """MB that a call takes at most above what was there before; on a CPU of this process (Linux can reset its peak)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")
+    before = read_status("VmRSS")
+    work()
+    return read_status("VmHWM") - before
+
+
+def read_status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+# ---- fast.py without one of its tricks -------------------------------------------------------------------------------
+
+
+def normalise_plainly(bn, gain, shift, weight, *xs):
+    """What depthwise.PointwiseNorm computes, by PyTorch's own backward passes."""
+    y = sum(F.conv2d(x, w) for x, w in zip(xs, weight.split([x.shape[1] for x in xs], dim=1), strict=True))
+    return F.batch_norm(y, bn.running_mean, bn.running_var, gain, shift, True, bn.momentum, bn.eps)
+
+
+start, finish, compute_cell = fast.start, fast.finish, fast.compute_cell
+TRICKS: dict[str, Callable[[], AbstractContextManager]] = {
+    "ReLU and pooled copies that operations share": lambda: mock.patch.object(
+        fast, "start", lambda op, nodes: start(op, [fast.Node(node.x) for node in nodes])
+    ),
+    "a cell's output as a list of nodes, not concatenated": lambda: mock.patch.object(
+        fast, "compute_cell", lambda *arguments: [fast.Node(fast.concatenate(compute_cell(*arguments)))]
+    ),
+    "an operation's weight as the gain of its normalisation": lambda: mock.patch.object(
+        fast, "finish", lambda term, gain=None: finish(term) if gain is None else finish(term) * gain
+    ),
+    "1x1 convolution and normalisation that keep their input alone": lambda: mock.patch.object(
+        depthwise.PointwiseNorm, "apply", normalise_plainly
+    ),
+    "backward passes of depthwise convolutions": lambda: mock.patch.multiple(
+        depthwise,
+        convolve=lambda x, weight, stride=1, dilation=1: depthwise.convolve_plainly(x, weight, stride, dilation),
+        average=lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+    ),
+}
