@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import fast
 import genotypes
+import model_search
 import utils
 from genotypes import Genotype
 from lib import cli, data, distributed
@@ -264,8 +265,11 @@ def autocast(args: argparse.Namespace, device: torch.device) -> AbstractContextM
 
 
 def placed(network: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
-    """The network on its device, with --plain without fast.py, and with --compile compiled."""
-    return fast.switch_off(network).to(device) if args.plain else fast.place(network, device)
+    """The network on its device, a supernet computed by fast.py where that agrees with its definition."""
+    network = network.to(device)
+    if isinstance(network, model_search.Network):
+        fast.use(network, lambda line: None, args.plain, args.checkpoint_cells)
+    return network
 
 
 def fused(device: torch.device) -> bool | None:

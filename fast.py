@@ -1,57 +1,40 @@
-"""How the cells of model_search.py and model.py are computed several times faster, with the same numbers.
+"""The supernet's forward pass, several times faster on a CPU, with the numbers of its definition in model_search.py.
 
-The way in: networks pass `nodes` instead of tensors to their cells, whose forwards hand over to `supernet_cell` and
-`discovered_cell`. The switch: --plain, or `switch_off`, after which they pass tensors. What is saved:
+`use` proves that at every start: a narrow twin of the network computes logits, gradients and running statistics both
+ways, in float64. Where they agree, `supernet_forward` takes the place of the network's forward; where they do not,
+because somebody changed the definition, the definition runs. What is saved:
 
-- Work that several operations share: a `Node` keeps the ReLU and the pooled copies of a tensor for all that read it; a
-  cell's output stays a list of nodes (`Concatenation`), since the next cell's 1x1 convolution can read them one by one.
-- Passes over large tensors: an operation ends in a `Term`, its last 1x1 convolution and normalisation not computed yet,
-  and the node that sums the terms uses an operation's weight as the gain of its normalisation.
-- On a CPU, in training at full precision (`own_backward`), fast_cpu.py has faster backward passes for depthwise
-  convolutions, 1x1 convolutions of several tensors, and sums of 1x1 convolution + batch normalisation.
+- Work that several operations share: a `Node` keeps the ReLU and the pooled copies of a tensor for all that read it.
+- Copies: a cell's output stays a list of nodes, since the next cell's 1x1 convolutions can read them one by one.
+- Passes over large tensors: an operation's weight is the gain of its last batch normalisation.
+- Time in the backward pass of depthwise convolutions and averages: lib/depthwise.py.
 
 An operation that this file does not know is computed by its own forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import copy
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from types import MethodType
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from lib.depthwise import (
-    Depthwise,
-    NormalisedSum,
-    PointwiseOfParts,
-    average,
-    centred,
-    column_means,
-    even_and_odd,
-    own_backward,
-    rows,
-    tap_reads,
-)
-from operations import OPS, DilConv, FactorizedReduce, Identity, Pool, ReLUConvBN, SepConv, Zero
+from lib import depthwise
+from model_search import Cell, MixedOp, Network, all_active, split
+from operations import DilConv, FactorizedReduce, Pool, ReLUConvBN, SepConv, Zero, order_pixels
+from space import INCOMING
 
+Active = dict[str, list[list[int]]]
 
-def switch_off(network: nn.Module) -> nn.Module:
-    """Let the network compute by its modules' own forwards, on tensors in NCHW order; returns the network."""
-    network.plain = True
-    for p in network.parameters():
-        p.data = p.data.clone(memory_format=torch.contiguous_format)
-    return network
-
-
-# ---- tensors of a cell, and what their readers share ----------------------------------------------------------------
-
-
-AVERAGE = repr(OPS["avg_pool_3x3"](1, 1, False)[0])  # the pooling layer that fast_cpu.average computes
+# ---- the fast way ---------------------------------------------------------------------------------------------------
 
 
 class Node:
@@ -59,362 +42,301 @@ class Node:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self._pooled: dict[object, Tensor | tuple[Tensor, ...]] = {}
-
-    @property
-    def nodes(self) -> list[Node]:
-        return [self]
+        self._pooled: dict[str, Tensor] = {}
 
     @cached_property
-    def relu(self) -> Image:
-        return Image(F.relu(self.x))
+    def relu(self) -> Tensor:
+        return F.relu(self.x)
 
     @cached_property
-    def even(self) -> Image:
+    def even(self) -> Tensor:
         """The ReLU's pixels in even rows and columns."""
-        return Image(self._even_and_odd[0])
+        return take_every_second(self.relu, 0)
 
     @cached_property
-    def odd(self) -> Image:
-        return Image(self._even_and_odd[1])
-
-    @cached_property
-    def _even_and_odd(self) -> tuple[Tensor, Tensor]:
-        return even_and_odd(self.relu.x)
+    def odd(self) -> Tensor:
+        return take_every_second(self.relu, 1)
 
     def pooled(self, pool: nn.Module) -> Tensor:
         """pool(x), the same tensor for every pooling layer with these settings."""
         key = repr(pool)
         if key not in self._pooled:
-            averages = key == AVERAGE and own_backward(self.x)
-            self._pooled[key] = average(self.x) if averages else pool(self.x)
-        return self._pooled[key]
-
-    def centred(self, pool: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """pool(x) minus its mean, the same tensor again (in place: `pooled` gives it too), mean and variance (C)."""
-        key = repr(pool), "centred"
-        if key not in self._pooled:
-            self._pooled[key] = centred(self.pooled(pool))
+            average = key == AVERAGE and depthwise.own_backward(self.x)
+            self._pooled[key] = depthwise.average(self.x) if average else pool(self.x)
         return self._pooled[key]
 
 
-class Concatenation:
-    """A cell's output: nodes side by side along the channels. Who accepts a list of nodes skips the concatenation."""
-
-    def __init__(self, nodes: list[Node]) -> None:
-        self.nodes = nodes
-
-    @property
-    def x(self) -> Tensor:
-        return torch.cat([node.x for node in self.nodes], dim=1)
+AVERAGE = repr(nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False))  # what depthwise.average computes
 
 
-class Image:
-    """A tensor x (N, C, H, W) that depthwise convolutions read."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-        self._tap_means: dict[tuple, Tensor] = {}
-
-    @cached_property
-    def mean(self) -> Tensor:
-        """The mean (H * W, C) over the batch."""
-        N, C, H, W = self.x.shape
-        return column_means(rows(self.x.detach()).view(N, -1)).view(H * W, C)
-
-    def tap_means(self, k: int, stride: int, dilation: int) -> Tensor:
-        """(C, k * k): the means over batch and output pixels of what each tap of a `same` convolution reads."""
-        key = k, stride, dilation
-        if key not in self._tap_means:
-            reads = tap_reads(*self.x.shape[2:], *key, self.x.dtype)
-            self._tap_means[key] = (reads @ self.mean).t().contiguous()
-        return self._tap_means[key]
+def take_every_second(x: Tensor, first: int) -> Tensor:
+    """x[:, :, first::2, first::2], taken in an order in which the gradient is channels_last too."""
+    return x.permute(0, 2, 3, 1)[:, first::2, first::2].contiguous().permute(0, 3, 1, 2)
 
 
-Nodes = Node | Concatenation  # what cells pass on instead of tensors
+def supernet_forward(network: Network, x: Tensor, weights: dict[str, Tensor], active: Active | None) -> Tensor:
+    """What model_search.Network.forward computes, with the same arguments."""
+    active = active or all_active(network.candidates)
+    scalars = {kind: split(w) for kind, w in weights.items()}
+    first, second = network.stems(order_pixels(x))
+    s0 = [Node(first)]
+    s1 = s0 if second is first else [Node(second)]
+    for cell in network.cells:
+        kind = "reduce" if cell.reduction else "normal"
+        s0, s1 = s1, compute_cell(cell, s0, s1, scalars[kind], active[kind])
+    return network.classifier(network.global_pooling(concatenate(s1)).flatten(1))
 
 
-def memory_order(x: Tensor) -> torch.memory_format:
-    """The order of images and kernels that is faster."""
-    return torch.channels_last
+def compute_cell(
+    cell: Cell, s0: list[Node], s1: list[Node], weights: list[list[Tensor]], active: list[list[int]]
+) -> list[Node]:
+    """What Cell.forward computes, as a list of nodes to stand side by side."""
+    nodes = [Node(finish(start(cell.preprocess0, s0))), Node(finish(start(cell.preprocess1, s1)))]
+    for edges in INCOMING:
+        sources = [(cell._ops[e], nodes[i], weights[e], active[e]) for i, e in enumerate(edges)]
+        nodes.append(Node(sum_edges(sources)))
+    return nodes[2:]
 
 
-def laid_out(x: Tensor) -> Tensor:
-    """Images in the order that is faster."""
-    return x.contiguous(memory_format=memory_order(x))
-
-
-def place(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network on the device, its kernels in the order that is faster there."""
-    network = network.to(device)
-    return network.to(memory_format=memory_order(next(network.parameters())))
-
-
-def nodes(s0: Tensor, s1: Tensor) -> tuple[Nodes, Nodes]:
-    """The two inputs of the first cell; one node if they are the same tensor."""
-    kind = Node
-    first = kind(s0)
-    return first, first if s1 is s0 else kind(s1)
-
-
-def whole(x: Tensor | Nodes) -> Tensor:
-    """A cell's output as one tensor."""
-    return x if isinstance(x, Tensor) else x.x
-
-
-# ---- cells ----------------------------------------------------------------------------------------------------------
-
-
-def supernet_cell(
-    cell: nn.Module,
-    s0: Nodes,
-    s1: Nodes,
-    weights: list[list[Tensor]],
-    active: list[list[int]],
-    rest: list[Tensor | None],
-) -> Concatenation:
-    """What model_search.Cell.forward computes, with the same arguments."""
-    nodes = preprocessed(cell, s0, s1)
-    for edges, added in zip(cell.incoming, rest, strict=True):
-        terms, gains = [], []
-        for source, e in zip(nodes, edges, strict=True):
-            for k in active[e]:
-                if not isinstance(op := cell._ops[e]._ops[k], Zero):
-                    terms.append(term_of(op, source))
-                    gains.append(weights[e][k])
-        if not terms:  # every incoming edge is `none`
-            stride = cell._ops[edges[0]].stride
-            terms, gains = [Term(torch.zeros_like(nodes[0].x[:, :, ::stride, ::stride]))], [weights[edges[0]][0]]
-        y = weighted_sum(terms, gains)
-        nodes.append(Node(y if added is None else y + added))
-    return Concatenation(nodes[2:])
-
-
-def discovered_cell(cell: nn.Module, s0: Nodes, s1: Nodes, drop_path_prob: float) -> Concatenation:
-    """What model.Cell.forward computes, with the same arguments."""
-    nodes = preprocessed(cell, s0, s1)
-    keeps = cell.keeps(nodes[0].x, drop_path_prob)
-    for pair in cell.incoming:
-        terms = (term_of(cell._ops[e], nodes[cell._indices[e]]) for e in pair)
-        if cell.training:
-            a, b = (
-                evaluate(t) if keeps[e] is None else evaluate(t) * keeps[e] for e, t in zip(pair, terms, strict=True)
-            )
-            nodes.append(Node(a + b))
-        else:
-            nodes.append(Node(fused_sum(list(terms))))
-    return Concatenation([nodes[i] for i in cell._concat])
-
-
-def preprocessed(cell: nn.Module, s0: Nodes, s1: Nodes) -> list[Node]:
-    """The two inputs of a cell."""
-    return [Node(evaluate(term_of(op, s))) for op, s in ((cell.preprocess0, s0), (cell.preprocess1, s1))]
-
-
-def recomputed_cell(
-    cell: nn.Module, s0: Nodes, s1: Nodes, *arguments: list, contexts: tuple[AbstractContextManager, ...]
-) -> Concatenation:
-    """cell(s0, s1, *arguments) of which only inputs and outputs are kept until it is computed a second time.
-
-    ``contexts`` surround the first and the second computation.
-    """
-    inputs, first = [node.x for node in s0.nodes + s1.nodes], len(s0.nodes)
-
-    node, concatenation = Node, Concatenation
-
-    def run(*xs: Tensor) -> list[Tensor]:
-        fresh = [node(x) for x in xs]
-        cells = concatenation(fresh[:first]), concatenation(fresh[first:])
-        return [node.x for node in cell(*cells, *arguments).nodes]
-
-    outputs = checkpoint(run, *inputs, use_reentrant=False, context_fn=lambda: contexts)
-    return concatenation([node(x) for x in outputs])
-
-
-# ---- operations, up to their last convolution and normalisation -----------------------------------------------------
+def sum_edges(edges: list[tuple[MixedOp, Node, list[Tensor], list[int]]]) -> Tensor:
+    """The sum of what MixedOp.forward computes, over (edge, its source, the weights, the active operations)."""
+    y = None
+    for edge, source, weights, active in edges:
+        for k in active:
+            if type(op := edge._ops[k]) is not Zero:
+                term = finish(start(op, [source]), weights[k])
+                y = term if y is None else y.add_(term)
+    if y is None:  # every incoming edge is `none`
+        edge, source, weights, active = edges[0]
+        y = weights[active[0]] * edge._ops[active[0]](source.x)
+    for edge, _, weights, active in edges:
+        if edge.straight_through:
+            y = y + sum(w for k, w in enumerate(weights) if k not in active)
+    return y
 
 
 class Term(NamedTuple):
-    """An operation's output bn(conv(x)), not computed yet; without conv and bn it is x.
+    """An operation's output, its last steps not computed yet: bn(conv(xs side by side)); conv, bn: None, not there."""
 
-    If its normalisation is computed by `NormalisedSum`, x has been centred: ``mean`` (C) was subtracted; and without
-    conv the ``variance`` (C) of x is known.
-    """
-
-    x: Tensor
-    mean: Tensor | None = None
+    xs: list[Tensor]
     conv: nn.Conv2d | None = None  # 1x1
-    bn: nn.Module | None = None
-    variance: Tensor | None = None
+    bn: nn.BatchNorm2d | None = None
 
 
-def term_of(op: nn.Module, source: Node | Concatenation) -> Term:
-    """The operation ``op`` of ``source``."""
-    if type(op) not in TERMS:
-        return Term(op(source.x))
-    return TERMS[type(op)](op, source)
+def start(op: nn.Module, nodes: list[Node]) -> Term:
+    """The operation ``op`` of nodes side by side, up to its last convolution and normalisation."""
+    node = nodes[0]
+    if type(op) is Zero:
+        return Term([torch.zeros_like(op(node.x))])
+    if type(op) is Pool:
+        pool, bn = (*op, None)[:2]
+        return Term([node.pooled(pool)], None, bn)
+    if type(op) is FactorizedReduce:
+        even, odd = [n.even for n in nodes], [n.odd for n in nodes]
+        return Term([torch.cat([convolve_parts(op.conv_1, even), convolve_parts(op.conv_2, odd)], 1)], None, op.bn)
+    if type(op) is ReLUConvBN:
+        return Term([n.relu for n in nodes], *op.op[1:])
+    if type(op) is DilConv:
+        return Term([convolve_depthwise(op.op[1], node)], *op.op[2:])
+    if type(op) is SepConv:
+        _, depthwise1, pointwise1, bn1, _, depthwise2, pointwise2, bn2 = op.op
+        x = finish(Term([convolve_depthwise(depthwise1, node)], pointwise1, bn1))
+        x = depthwise.convolve(F.relu_(x), depthwise2.weight, depthwise2.stride[0], depthwise2.dilation[0])
+        return Term([x], pointwise2, bn2)
+    return Term([op(concatenate(nodes))])
 
 
-def identity(op: Identity, source: Node) -> Term:
-    return Term(op(source.x))
-
-
-def pooling(op: Pool, source: Node) -> Term:
-    pool, bn = (*op, None)[:2]
-    if not own_normalisation(source.x, bn):
-        return Term(source.pooled(pool), bn=bn)
-    x, mean, variance = source.centred(pool)
-    return Term(x, mean, None, bn, variance)
-
-
-def relu_conv_bn(op: ReLUConvBN, source: Node | Concatenation) -> Term:
-    _, conv, bn = op.op
-    return Term(conv_of_parts([node.relu.x for node in source.nodes], conv), None, None, bn)
-
-
-def factorized_reduce(op: FactorizedReduce, source: Node | Concatenation) -> Term:
-    # The pixels first, then the convolution: oneDNN's backward pass of a strided 1x1 convolution of few channels
-    # writes beyond its memory (PyTorch 2.14, channels_last), and this is as fast.
-    even, odd = [node.even.x for node in source.nodes], [node.odd.x for node in source.nodes]
-    x = torch.cat([conv_of_parts(even, op.conv_1), conv_of_parts(odd, op.conv_2)], dim=1)
-    x, mean, variance = centred(x) if own_normalisation(x, op.bn) else (x, None, None)
-    return Term(x, mean, None, op.bn, variance)
-
-
-def dil_conv(op: DilConv, source: Node) -> Term:
-    _, depthwise, pointwise, bn = op.op
-    image = source.even if depthwise.stride[0] == 2 else source.relu  # with dilation 2 every tap is an even pixel
-    return separable(image, depthwise, pointwise, bn)
-
-
-def sep_conv(op: SepConv, source: Node) -> Term:
-    _, depthwise1, pointwise1, bn1, _, depthwise2, pointwise2, bn2 = op.op
-    x = F.relu_(evaluate(separable(source.relu, depthwise1, pointwise1, bn1)))
-    return separable(Image(x), depthwise2, pointwise2, bn2)
-
-
-TERMS = {
-    Identity: identity,
-    Pool: pooling,
-    ReLUConvBN: relu_conv_bn,
-    FactorizedReduce: factorized_reduce,
-    DilConv: dil_conv,
-    SepConv: sep_conv,
-}
-
-
-def separable(image: Image, depthwise: nn.Conv2d, pointwise: nn.Conv2d, bn: nn.Module) -> Term:
-    """bn(pointwise(depthwise(image))), the depthwise convolution with `same` padding, in training on a CPU `Depthwise`.
-
-    With dilation 2, a stride of 2 has been taken already.
-    """
-    k, stride, dilation = depthwise.kernel_size[0], depthwise.stride[0], depthwise.dilation[0]
-    if stride == dilation == 2:
-        stride = dilation = 1
-    if not own_backward(image.x) or k not in (3, 5):
-        x = F.conv2d(image.x, depthwise.weight, depthwise.bias, stride, dilation * (k // 2), dilation, depthwise.groups)
-        return Term(x, None, pointwise, bn) if not own_normalisation(x, bn) else Term(bn(pointwise(x)))
-    tap_means = image.tap_means(k, stride, dilation) if own_normalisation(image.x, bn) else None
-    x, mean = Depthwise.apply(image.x, depthwise.weight, tap_means, stride, dilation)
-    return Term(x, mean, pointwise, bn)
-
-
-def conv_of_parts(xs: list[Tensor], conv: nn.Conv2d) -> Tensor:
-    """conv(torch.cat(xs, dim=1)) with stride 1, for a 1x1 convolution: each part has its columns of the weight."""
-    if conv.bias is None and own_backward(xs[0]):
-        return PointwiseOfParts.apply(conv.weight, *xs)
-    return sum_of_convs(xs, conv.weight.split([x.shape[1] for x in xs], dim=1), conv.bias)
-
-
-def sum_of_convs(xs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
-    """The sum of 1x1 convolutions with ``weights`` (C', C, 1, 1) of ``xs`` (N, C, H, W), plus bias (C')."""
-    y = F.conv2d(xs[0], weights[0], bias)
-    accumulated = y.is_cpu and not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling())
-    for x, weight in zip(xs[1:], weights[1:], strict=True):
-        if accumulated:
-            torch.addmm(rows(y), rows(x), weight.flatten(1).t(), out=rows(y))
-        else:
-            y.add_(F.conv2d(x, weight))
-    return y
-
-
-# ---- sums of terms -------------------------------------------------------------------------------------------------
-
-
-def evaluate(term: Term) -> Tensor:
-    """bn(conv(x))."""
-    x, mean, conv, bn, _ = term
-    if mean is not None:
-        return normalised_sum([term], bn.weight[None] if bn.affine else None, bn.bias)
-    x = x if conv is None else conv(x)
-    return x if bn is None else bn(x)
-
-
-def fused_sum(terms: list[Term]) -> Tensor:
-    """The sum of the terms in evaluation mode, at once for those whose normalisation is part of their convolution."""
-    fused = [t for t in terms if isinstance(t.bn, nn.Identity)]
-    others = [evaluate(t) for t in terms if not isinstance(t.bn, nn.Identity)]
-    if not fused:
-        return sum(others[1:], start=others[0])
-    xs, _, convs, *_ = zip(*fused, strict=True)
-    y = sum_of_convs(xs, [conv.weight for conv in convs], sum(conv.bias for conv in convs))
-    for other in others:
-        y.add_(other)
-    return y
-
-
-def weighted_sum(terms: list[Term], gains: list[Tensor]) -> Tensor:
-    """sum of gains[k] * terms[k], the gains being scalars and the normalisations without gain and shift."""
-    if any(t.mean is not None for t in terms):
-        order = sorted(range(len(terms)), key=lambda k: (terms[k].conv is None, terms[k].bn is None))
-        gain = torch.stack([gains[k] for k in order])[:, None]
-        return normalised_sum([terms[k] for k in order], gain, None)
-    total = None
-    for (x, _, conv, bn, _), gain in zip(terms, gains, strict=True):
-        x = x if conv is None else conv(x)
-        y = x * gain if bn is None else scaled_bn(x, bn, gain)
-        total = y if total is None else total.add_(y)
-    return total
-
-
-def scaled_bn(x: Tensor, bn: nn.BatchNorm2d, scale: Tensor) -> Tensor:
-    """bn(x) * scale, with the scale as the normalisation's gain; bn has none of its own."""
+def finish(term: Term, gain: Tensor | None = None) -> Tensor:
+    """bn(conv(x)); times the scalar ``gain``, which is that of the normalisation: it has none of its own."""
+    xs, conv, bn = term
+    if bn is None:
+        return xs[0] if gain is None else xs[0] * gain
     if bn.training:
         bn.num_batches_tracked.add_(1)
-    gain = scale.expand(bn.num_features).contiguous()
-    return F.batch_norm(x, bn.running_mean, bn.running_var, gain, None, bn.training, bn.momentum, bn.eps)
+    gains, shift = (bn.weight, bn.bias) if gain is None else (gain.expand(bn.num_features).contiguous(), None)
+    if conv is not None and bn.training and depthwise.own_backward(xs[0]):
+        return depthwise.PointwiseNorm.apply(bn, gains, shift, conv.weight, *xs)
+    x = xs[0] if conv is None else convolve_parts(conv, xs)
+    return F.batch_norm(x, bn.running_mean, bn.running_var, gains, shift, bn.training, bn.momentum, bn.eps)
 
 
-def own_normalisation(x: Tensor, bn: nn.Module | None) -> bool:
-    """Whether the normalisation ``bn`` of x is left to `NormalisedSum`."""
-    return isinstance(bn, nn.BatchNorm2d) and bn.training and own_backward(x)
+def convolve_depthwise(conv: nn.Conv2d, node: Node) -> Tensor:
+    """The depthwise convolution of a node's ReLU; with stride 2 and dilation 2 every tap reads an even pixel."""
+    if conv.stride == conv.dilation == (2, 2):
+        return depthwise.convolve(node.even, conv.weight)
+    return depthwise.convolve(node.relu, conv.weight, conv.stride[0], conv.dilation[0])
 
 
-@torch.no_grad()
-def move_running_statistics(bns: list[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:
-    """What nn.BatchNorm2d does to its buffers in training mode, given the means and unbiased variances (C)."""
-    momentum = bns[0].momentum
-    buffers = [bn.running_mean for bn in bns] + [bn.running_var for bn in bns]
-    torch._foreach_lerp_(buffers, means + variances, momentum)
-    torch._foreach_add_([bn.num_batches_tracked for bn in bns], 1)
-
-
-def normalised_sum(terms: list[Term], gain: Tensor | None, shift: Tensor | None) -> Tensor:
-    """The sum over the terms of gain * normalised(conv(x)), plus shift; moves the running statistics.
-
-    Terms without conv (nothing but x to normalise) come behind those with, and terms without bn (x as it is) last.
-    gain broadcasts to (terms, C); None: 1. shift is (C) or None.
-    """
-    convolved = [t for t in terms if t.conv is not None]
-    others = [t for t in terms[len(convolved) :] if t.bn is not None]
-    weights = [t.conv.weight for t in convolved]
-    means = torch.stack([t.mean for t in convolved]) if convolved else None
-    variances = torch.stack([t.variance for t in others]) if others else None
-    xs = [t.x for t in terms]
-    eps = terms[0].bn.eps
-    y, means, variances = NormalisedSum.apply(eps, len(weights), gain, shift, means, variances, *weights, *xs)
-    n = y.numel() // y.shape[1]
-    bns = [t.bn for t in convolved + others]
-    means = [*(means if convolved else ()), *(t.mean for t in others)]
-    move_running_statistics(bns, means, list((variances * (n / (n - 1))).unbind()))
+def convolve_parts(conv: nn.Conv2d, xs: list[Tensor]) -> Tensor:
+    """The 1x1 convolution of xs side by side: each part has its columns of the weight."""
+    weights = conv.weight.split([x.shape[1] for x in xs], dim=1)
+    y = F.conv2d(xs[0], weights[0], conv.bias)
+    for x, weight in zip(xs[1:], weights[1:], strict=True):
+        y.add_(F.conv2d(x, weight))
     return y
+
+
+def concatenate(nodes: list[Node]) -> Tensor:
+    return nodes[0].x if len(nodes) == 1 else torch.cat([node.x for node in nodes], dim=1)
+
+
+# ---- the proof ------------------------------------------------------------------------------------------------------
+
+
+def use(network: nn.Module, log: Callable[[str], None], plain: bool = False, checkpoint_cells: bool = False) -> None:
+    """Let the network be computed by this file if that agrees with its definition, and ``log`` a line that says so.
+
+    ``plain`` asks for the definition. ``checkpoint_cells`` and a GPU, on which this file was never measured, imply it.
+    """
+    vars(network).pop("forward", None)
+    if plain:
+        reason = "--plain"
+    elif checkpoint_cells:
+        reason = "--checkpoint_cells"
+    elif next(network.parameters()).device.type != "cpu":
+        reason = "fast.py is for CPUs"
+    else:
+        reason = find_difference(network)
+    if reason is None:
+        network.forward = MethodType(supernet_forward, network)
+    log(f"computed as defined: {reason}" if reason else "computed by fast.py, which agrees with the definition")
+
+
+def find_difference(network: Network) -> str | None:
+    """Why the definition must run, in words; None if both ways compute the same on a narrow twin of the network."""
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in network.modules()):
+        return "a layer has a hook or a forward of its own"
+    with keep_generators():
+        torch.manual_seed(0)
+        try:
+            twin = build_twin(network)
+            before = generators()
+            expected = list(compute(twin, type(twin).forward))
+        except Exception as error:
+            return f"a narrow twin for the proof fails, {type(error).__name__}: {error}"
+        if generators() != before:
+            return "the definition draws random numbers"
+        if {type(m) for m in network.modules()} - {type(m) for m in twin.modules()}:
+            return "the network has layers that its class does not build"
+        try:
+            ours = list(compute(twin, supernet_forward))
+        except Exception:
+            ours = []
+        equal = len(ours) == len(expected) and all(map(agree, ours, expected))
+        return None if equal else f"fast.py differs in {name_difference(twin)}"
+
+
+def build_twin(network: Network) -> Network:
+    """A network of the same class and candidates with few channels and a cell of each kind, in float64."""
+    stem = "cifar" if hasattr(network, "stem") else "imagenet"
+    return type(network)(4, 3, min(4, len(network.cells)), network.candidates, stem).double()
+
+
+Results = list[Tensor | None]
+
+
+def compute(twin: Network, forward: Callable[..., Tensor]) -> Iterator[Results]:
+    """What `differentiate` gives for the twin's ``forward``, with several active operations, and logits when tested."""
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    size = 16 if hasattr(twin, "stem") else 64
+    x = torch.randn(2, 3, size, size, generator=generator).double()
+    every = all_active(twin.candidates)
+    some = {kind: [rng.permutation(ops)[: 1 + e % 2].tolist() for e, ops in enumerate(every[kind])] for kind in every}
+    first = {kind: [ops[:1] for ops in edges] for kind, edges in every.items()}  # in most spaces `none`, alone
+    width = max(len(ops) for edges in every.values() for ops in edges)
+    weights = [torch.rand(len(edges), width, generator=generator).double() for edges in every.values()]
+
+    def logits(active: Active | None) -> Callable[..., Tensor]:
+        return lambda net, *w: forward(net, x, dict(zip(every, w, strict=True)), active)
+
+    buffers = [b.clone() for b in twin.buffers()]
+    for active, straight_through in ((None, False), (some, False), (first, False), (first, True)):
+        twin.straight_through = straight_through
+        yield differentiate(twin, logits(active), weights)
+    with torch.no_grad():
+        yield [logits(some)(twin.eval(), *weights)]
+        twin.train()
+        for now, before in zip(twin.buffers(), buffers, strict=True):
+            now.copy_(before)
+
+
+def differentiate(module: nn.Module, f: Callable[..., Tensor], inputs: Iterable[Tensor]) -> Results:
+    """f(module, *inputs), gradients with respect to inputs and the module's parameters, and the module's buffers."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    y = f(module, *inputs)
+    loss = (y * torch.arange(y.numel(), dtype=y.dtype).view(y.shape).cos()).sum()
+    gradients = torch.autograd.grad(loss, [*inputs, *module.parameters()], allow_unused=True)
+    return [y.detach(), *gradients, *(b.clone() for b in module.buffers())]
+
+
+def agree(ours: Results, expected: Results) -> bool:
+    """Whether the tensors differ by rounding alone, and are missing (no gradient) in the same places."""
+    for a, b in zip(ours, expected, strict=True):
+        if a is None or b is None or a.shape != b.shape:
+            if a is not b:
+                return False
+        elif a.numel() and not (a - b).abs().max() <= 1e-9 * b.abs().max() + 1e-12:  # NaN is a difference
+            return False
+    return True
+
+
+def name_difference(twin: Network) -> str:
+    """The lowest class that this file computes otherwise: that of an operation, MixedOp, Cell or Network."""
+    inputs: dict[nn.Module, tuple] = {}
+    hooks = [m.register_forward_pre_hook(lambda m, args: inputs.setdefault(m, args) and None) for m in twin.modules()]
+    next(compute(twin, type(twin).forward))
+    for hook in hooks:
+        hook.remove()
+    for module, tensors, defined, ours in list_parts(twin, inputs):
+        try:
+            pair = [differentiate(copy.deepcopy(module), way, tensors) for way in (ours, defined)]
+        except Exception:
+            return type(module).__name__
+        if not agree(*pair):
+            return type(module).__name__
+    return type(twin).__name__
+
+
+def list_parts(twin: Network, inputs: dict[nn.Module, tuple]) -> Iterator[tuple]:
+    """Parts of the twin, operations first and cells last: module, input tensors, its definition and its fast way."""
+    gain = torch.tensor(0.7).double()
+    for cell in twin.cells:
+        for op in (cell.preprocess0, cell.preprocess1):
+            yield op, inputs[op], lambda op, x: op(x), lambda op, x: finish(start(op, [Node(x)]))
+    edges = [edge for cell in twin.cells for edge in cell._ops]
+    for op in [op for edge in edges for op in edge._ops if op in inputs]:
+        x = inputs[op][0]
+        yield op, (x, gain), lambda op, x, w: w * op(x), lambda op, x, w: finish(start(op, [Node(x)]), w)
+    for edge in edges:
+        x, weights, ops = inputs[edge]
+        yield (
+            edge,
+            (x, torch.stack(weights)),
+            lambda edge, x, w, ops=ops: edge(x, list(w), ops),
+            lambda edge, x, w, ops=ops: sum_edges([(edge, Node(x), list(w), ops)]),
+        )
+    for cell in twin.cells:
+        s0, s1, weights, ops = inputs[cell]
+        yield (
+            cell,
+            (s0, s1, torch.stack([torch.stack(w) for w in weights])),
+            lambda cell, s0, s1, w, ops=ops: cell(s0, s1, split(w), ops),
+            lambda cell, s0, s1, w, ops=ops: concatenate(compute_cell(cell, [Node(s0)], [Node(s1)], split(w), ops)),
+        )
+
+
+def generators() -> tuple:
+    """The states of the global generators."""
+    return random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()
+
+
+@contextmanager
+def keep_generators() -> Iterator[None]:
+    """The global generators are put back at the end."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])

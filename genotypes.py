@@ -28,7 +28,7 @@ CELL_TYPES = ("normal", "reduce")
 NODES = 4  # intermediate nodes of a cell
 EDGE_LIST = [(node, source) for node in range(NODES) for source in range(2 + node)]  # the order of every table
 EDGES = len(EDGE_LIST)  # 14: node i has 2 + i incoming edges
-PRIMITIVES = list(OPS)
+PRIMITIVES = list(OPS)[:8]
 WRITTEN_FOR = 60  # epochs of a search: the schedules of SPACES
 
 

@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-import fast
 from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES
 from lib.distributed import to_device
-from operations import OPS, FactorizedReduce, Identity, Pool, ReLUConvBN, set_probability
+from operations import OPS, FactorizedReduce, Identity, Pool, ReLUConvBN, order_pixels
 from space import INCOMING, DynamicSpace  # noqa: F401, people import the space from here
 
 
 class MixedOp(nn.Module):
     """One edge, with its candidate operations."""
 
+    straight_through = False  # add the weights of the operations that are not active as numbers (GDAS: they are 0)
+
     def __init__(self, C: int, stride: int, primitives: list[str]) -> None:
         super().__init__()
-        self.stride = stride
         self._ops = nn.ModuleList()
         for primitive in primitives:
             op = OPS[primitive](C, stride, False)
@@ -39,16 +39,16 @@ class MixedOp(nn.Module):
     def forward(self, x: Tensor, weights: list[Tensor], active: list[int]) -> Tensor:
         """sum over the active operations o of w_o * o(x) (DARTS, equation 2; the active ones alone: DDSAS).
 
-        This is the definition, and runs with --plain; otherwise fast.supernet_cell computes the same faster.
+        x (N, C, H, W), weights one scalar per operation, active the indices of the operations to compute, at least one.
         """
-        return sum(weights[k] * self._ops[k](x) for k in active)
+        y = sum(weights[k] * self._ops[k](x) for k in active)
+        if self.straight_through:
+            y = y + sum(w for k, w in enumerate(weights) if k not in active)
+        return y
 
 
 class Cell(nn.Module):
     """A cell: each intermediate node sums its incoming edges; the output concatenates the intermediate nodes."""
-
-    nodes = NODES
-    incoming = INCOMING
 
     def __init__(
         self,
@@ -69,24 +69,11 @@ class Cell(nn.Module):
             for (_, source), primitives in zip(EDGE_LIST, candidates, strict=True)
         )
 
-    def forward(
-        self,
-        s0: Tensor,
-        s1: Tensor,
-        weights: list[list[Tensor]],
-        active: list[list[int]],
-        rest: list[Tensor | None],
-    ) -> Tensor:
-        """The output (N, 4 C, H, W) from those of the two cells before; weights and active operations edge by edge.
-
-        ``rest`` is what is added to each node (None: nothing), see `Network.rest`.
-        """
-        if not isinstance(s0, Tensor):  # nodes of fast.py: the same, faster
-            return fast.supernet_cell(self, s0, s1, weights, active, rest)
+    def forward(self, s0: Tensor, s1: Tensor, weights: list[list[Tensor]], active: list[list[int]]) -> Tensor:
+        """The output (N, 4 C, H, W) from those of the two cells before; weights and active operations edge by edge."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        for n, edges in enumerate(Cell.incoming):  # not self.: PyTorch 2.4 compiles no lists of classes
-            node = sum(self._ops[e](states[source], weights[e], active[e]) for source, e in enumerate(edges))
-            states.append(node if rest[n] is None else node + rest[n])
+        for edges in INCOMING:
+            states.append(sum(self._ops[e](states[i], weights[e], active[e]) for i, e in enumerate(edges)))
         return torch.cat(states[2:], dim=1)
 
 
@@ -97,9 +84,7 @@ class Network(nn.Module):
     ``stem`` is "cifar" (any small image) or "imagenet" (a stride of 8 before the first cell).
     """
 
-    plain = False  # compute by the modules' own forwards instead of fast.py: fast.switch_off
     checkpoint_cells = False  # compute every cell once more in the backward pass instead of keeping what is in it
-    straight_through = False  # add the weights of operations that are not active as numbers (GDAS: they are 0)
 
     def __init__(
         self, C: int, num_classes: int, layers: int, candidates: list[str] | dict[str, list], stem: str = "cifar"
@@ -125,7 +110,6 @@ class Network(nn.Module):
             C_prev_prev, C_prev, reduction_prev = C_prev, NODES * C, reduction
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_prev, num_classes)
-        self.to(memory_format=torch.channels_last)
 
     @property
     def skip_dropout(self) -> float:
@@ -136,7 +120,18 @@ class Network(nn.Module):
     def skip_dropout(self, p: float) -> None:
         for module in self.modules():
             if isinstance(module, Identity):
-                set_probability(module, "dropout", p)
+                module.dropout = p
+
+    @property
+    def straight_through(self) -> bool:
+        """`MixedOp.straight_through` of all edges."""
+        return any(m.straight_through for m in self.modules() if isinstance(m, MixedOp))
+
+    @straight_through.setter
+    def straight_through(self, value: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, MixedOp):
+                module.straight_through = value
 
     def forward(self, x: Tensor, weights: dict[str, Tensor], active: dict[str, list[list[int]]] | None) -> Tensor:
         """Logits (N, classes) of images x (N, 3, H, W).
@@ -144,23 +139,14 @@ class Network(nn.Module):
         ``weights[kind]`` (14, o) are the operations' weights, ``active[kind]`` 14 lists of operation indices; the
         operations not listed are not computed. None: all are active.
         """
-        active = active or {kind: [range(len(ops)) for ops in edges] for kind, edges in self.candidates.items()}
-        s0, s1 = self.stems(x.contiguous()) if self.plain else fast.nodes(*self.stems(fast.laid_out(x)))
+        active = active or all_active(self.candidates)
         scalars = {kind: split(w) for kind, w in weights.items()}
-        rest = {kind: self.rest(w, active[kind]) for kind, w in scalars.items()}
-        again = self.checkpoint_cells and torch.is_grad_enabled()
+        s0, s1 = self.stems(order_pixels(x))
         for cell in self.cells:
             kind = "reduce" if cell.reduction else "normal"
-            arguments = s0, s1, scalars[kind], active[kind], rest[kind]
-            s0, s1 = s1, recomputed(cell, *arguments) if again else cell(*arguments)
-        return self.classifier(self.global_pooling(fast.whole(s1)).flatten(1))
-
-    def rest(self, weights: list[list[Tensor]], active: list[list[int]]) -> list[Tensor | None]:
-        """For each node the sum of the weights of what is not active on its edges; None without straight_through."""
-        if not self.straight_through:
-            return [None] * NODES
-        inactive = [[w[k] for k in range(len(w)) if k not in chosen] for w, chosen in zip(weights, active, strict=True)]
-        return [sum(w for e in edges for w in inactive[e]) for edges in Cell.incoming]
+            arguments = s0, s1, scalars[kind], active[kind]
+            s0, s1 = s1, recompute(cell, arguments) if self.checkpoint_cells else cell(*arguments)
+        return self.classifier(self.global_pooling(s1).flatten(1))
 
     def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two inputs of the first cell."""
@@ -168,18 +154,13 @@ class Network(nn.Module):
         return s0, s0 if hasattr(self, "stem") else self.stem1(s0)
 
 
-def recomputed(cell: Cell, s0: Tensor, s1: Tensor, *arguments: list) -> Tensor:
-    """cell(s0, s1, *arguments), of which only inputs and output are kept until the backward pass."""
-    if torch.compiler.is_compiling():  # where running statistics move once, whatever is computed again
-        return checkpoint(cell, s0, s1, *arguments, use_reentrant=False)
-    contexts = nullcontext(), statistics_kept(cell)
-    if not isinstance(s0, Tensor):
-        return fast.recomputed_cell(cell, s0, s1, *arguments, contexts=contexts)
-    return checkpoint(cell, s0, s1, *arguments, use_reentrant=False, context_fn=lambda: contexts)
+def recompute(cell: Cell, arguments: tuple) -> Tensor:
+    """cell(*arguments), of which only inputs and output are kept until the backward pass computes it once more."""
+    return checkpoint(cell, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_statistics(cell)))
 
 
 @contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
+def keep_statistics(module: nn.Module) -> Iterator[None]:
     """The running statistics stay as they are while the module computes once more what moved them already."""
     bns = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [(bn, bn.momentum, bn.num_batches_tracked.clone()) for bn in bns]
@@ -191,6 +172,11 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
         for bn, momentum, count in before:
             bn.momentum = momentum
             bn.num_batches_tracked.copy_(count)
+
+
+def all_active(candidates: dict[str, list]) -> dict[str, list[list[int]]]:
+    """Every operation of every edge."""
+    return {kind: [list(range(len(ops))) for ops in edges] for kind, edges in candidates.items()}
 
 
 def split(weights: Tensor) -> list[list[Tensor]]:

@@ -1,18 +1,13 @@
 """The candidate operations of a cell: OPS, primitive name -> module, and the modules.
 
-To add an operation of your own, write its module here and a line at the end of OPS: the static and the shrinking space
-and P-DARTS then have it (they are no longer the published ones, and the tests of these say so), and search, retraining
-and pictures take it. An operation is built with the number of channels, the stride
-(1, or 2 on the edges of a reduction cell that leave its inputs) and whether its BatchNorm has gain and shift (`affine`,
-False in the supernet); its forward must not change its input. Parameter names (`op`, `conv_1`, ...) are those of the
-DARTS lineage: released checkpoints load.
-
-The forwards here define the operations; fast.py computes the same numbers in less time.
+To add an operation of your own, write its module here and a line at the end of OPS: genotypes may use it from then on,
+and a search that has it in its space (PRIMITIVES and SPACES of genotypes.py) chooses it. An operation is built with the
+number of channels, the stride (1, or 2 on the edges of a reduction cell that leave its inputs) and whether its
+normalisation has gain and shift (`affine`, False in the supernet); its forward must not change its input. Parameter
+names (`op`, `conv_1`, ...) are those of the DARTS lineage: released checkpoints load.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +22,17 @@ OPS = {
     "sep_conv_5x5": lambda C, stride, affine: SepConv(C, C, 5, stride, affine),
     "dil_conv_3x3": lambda C, stride, affine: DilConv(C, C, 3, stride, affine),
     "dil_conv_5x5": lambda C, stride, affine: DilConv(C, C, 5, stride, affine),
+    # In no search space here; published genotypes such as NASNet's and AmoebaNet's use them.
+    "max_pool_5x5": lambda C, stride, affine: Pool(nn.MaxPool2d(5, stride, padding=2)),
+    "avg_pool_5x5": lambda C, stride, affine: Pool(nn.AvgPool2d(5, stride, padding=2, count_include_pad=False)),
+    "sep_conv_7x7": lambda C, stride, affine: SepConv(C, C, 7, stride, affine),
+    "dil_conv_7x7": lambda C, stride, affine: DilConv(C, C, 7, stride, affine),
+    "conv_7x1_1x7": lambda C, stride, affine: nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(C, C, (1, 7), (1, stride), (0, 3), bias=False),
+        nn.Conv2d(C, C, (7, 1), (stride, 1), (3, 0), bias=False),
+        nn.BatchNorm2d(C, affine=affine),
+    ),
 }
 
 
@@ -44,11 +50,9 @@ class Zero(nn.Module):
 class Identity(nn.Module):
     """`skip_connect` at stride 1; in P-DARTS' search followed by dropout with probability ``dropout``."""
 
-    dropout: float | Tensor = 0.0  # a tensor in compiled networks, see `set_probability`
+    dropout = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.dropout, Tensor):
-            return x * draws(x, self.dropout, x.shape) if self.training else x
         return F.dropout(x, self.dropout, self.training) if self.dropout > 0 else x
 
 
@@ -68,18 +72,22 @@ class ReLUConvBN(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves height and width: two 1x1 convolutions with stride 2, the second one pixel further, side by side."""
+    """Halves height and width: two 1x1 convolutions with stride 2, the second one pixel further, side by side.
+
+    The pixels are taken first and convolved then, with the same numbers: the backward pass of a strided 1x1 convolution
+    of few channels writes beyond its memory in oneDNN (PyTorch 2.14, images in channels_last order).
+    """
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
         super().__init__()
         self.relu = nn.ReLU()
-        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
-        self.conv_2 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
+        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
+        self.conv_2 = nn.Conv2d(C_in, C_out // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(C_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], dim=1))
+        return self.bn(torch.cat([self.conv_1(x[:, :, ::2, ::2]), self.conv_2(x[:, :, 1::2, 1::2])], dim=1))
 
 
 class DilConv(nn.Module):
@@ -119,16 +127,6 @@ class SepConv(nn.Module):
         return self.op(x)
 
 
-def draws(like: Tensor, p: float | Tensor, shape: Sequence[int]) -> Tensor:
-    """Numbers of this shape that drop what they multiply with probability p: 0, otherwise 1 / (1 - p)."""
-    if isinstance(p, Tensor):
-        return torch.bernoulli((1 - p).expand(shape)).div_(1 - p).to(like.dtype)
-    return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
-
-
-def set_probability(module: nn.Module, name: str, p: float) -> None:
-    """Set ``module.name``, in place where it is a tensor: a compiled network would be compiled anew for each number."""
-    if isinstance(tensor := getattr(module, name), Tensor):
-        tensor.fill_(p)
-    else:
-        setattr(module, name, p)
+def order_pixels(x: Tensor) -> Tensor:
+    """Images x (N, C, H, W) in the memory order that is fastest: channels last on a CPU, elsewhere as they come."""
+    return x.contiguous(memory_format=torch.channels_last) if x.is_cpu else x
