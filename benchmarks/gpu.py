@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,8 +32,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from checks import METHODS, Scripts, golden_errors, lines, run
-from steps import Setting, Step, Way, evaluation, retraining_step, search_step
+from checks import METHODS, Scripts, golden_errors, lines
+from steps import Setting, Step, Way, evaluation, measure_peak, measure_seconds, retraining_step, search_step
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,7 +92,7 @@ def main(args: argparse.Namespace) -> dict:
     }
     for name, seconds in SHARES.items():
         began = time.monotonic()
-        found[name] = run_part(name, args, seconds if device.type == "cuda" else 300)
+        found[name] = run_part(name, args, seconds if device.type == "cuda" else 1200)
         found[name]["seconds_of_this_part"] = round(time.monotonic() - began, 1)
         found["seconds"] = round(time.monotonic() - started, 1)
         write(out, found)
@@ -105,12 +107,20 @@ def run_part(name: str, args: argparse.Namespace, seconds: float) -> dict:
         out, errors = Path(folder) / "found.json", Path(folder) / "errors.txt"
         command = [sys.executable, __file__, "--part", name, "--device", args.device, "--out", str(out)]
         command += ["--until", str(time.time() + 0.9 * seconds)] + ["--small"] * args.small
-        with errors.open("w") as file:
-            code = run(command, file, seconds)
+        with errors.open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                if (code := process.poll()) is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # and all that it has started
+                    process.wait()
         found = json.loads(out.read_text()) if out.exists() else {}
-        if code:
+        if code != 0:
             last = errors.read_text().strip().splitlines()[-1:] or [""]
-            found["failed"] = f"ended after {seconds:.0f} s" if code == -signal.SIGKILL else f"{code}: {last[0]}"
+            found["failed"] = f"ended after {seconds:.0f} s" if code is None else f"exit code {code}: {last[0]}"
         return found
 
 
@@ -205,7 +215,8 @@ def in_turn(
             if "failed" in found[name] or i > first and left() < 5:
                 continue
             try:
-                measured = measure(step, device)
+                measured = {"peak_mb": measure_peak(step, device)} if device.type == "cuda" else {}
+                measured["seconds"] = measure_seconds(step, device)
             except RuntimeError as error:
                 found[name] = {"failed": str(error).splitlines()[0][:300]}
                 continue
@@ -214,26 +225,6 @@ def in_turn(
                     key: round(min(value, found[name].get(key, value)), 5) for key, value in measured.items()
                 }
     return found
-
-
-def measure(step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Seconds of a step, and on a GPU its peak of memory (on a CPU benchmarks/run.py measures that)."""
-    if device.type != "cuda":
-        started = time.perf_counter()
-        step()
-        return {"seconds": time.perf_counter() - started}
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    step()
-    end.record()
-    torch.cuda.synchronize()
-    return {
-        "seconds": start.elapsed_time(end) / 1000,
-        "peak_mb": (torch.cuda.max_memory_allocated() - before) / 2**20,
-    }
 
 
 # ---- 3: what makes the host wait -------------------------------------------------------------------------------------
@@ -321,13 +312,13 @@ def of_one_subspace(step: Step, device: torch.device) -> dict[str, float]:
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(stream)
-    steps = measure(lambda: [step() for _ in range(30)], device)["seconds"]
+    steps = measure_seconds(lambda: [step() for _ in range(30)], device)
     graph, started = torch.cuda.CUDAGraph(), time.perf_counter()
     with torch.cuda.graph(graph):
         loss = step()
     torch.cuda.synchronize()
     capturing = time.perf_counter() - started
-    replays = measure(lambda: [graph.replay() for _ in range(30)], device)["seconds"]
+    replays = measure_seconds(lambda: [graph.replay() for _ in range(30)], device)
     return {
         "30 steps": steps,
         "capturing": capturing,

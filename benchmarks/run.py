@@ -4,7 +4,7 @@ Each row computes the same step in three ways, in turn in this process, and give
 definition (model_search.py, model.py, operations.py) as published, with images in NCHW and gradients of everything; the
 same in channels_last, the strongest baseline without our code; and ours. Ratios are against that baseline. Peak memory
 is that of one step in a process of its own, above what it held before (on a GPU: of its tensors, in this process).
-A second table has the DDSAS search step without each of fast.py's tricks. Writes results.json and growth.png.
+A second table has the DDSAS search step without each of fast.py's tricks. Writes results.json.
 
 --against FOLDER: the steps of another checkout and of this one in alternation, each tree in a process of its own.
 """
@@ -143,19 +143,6 @@ def space_ms() -> float:
     return 1000 * min(measure_seconds(one, torch.device("cpu")) for _ in range(200))
 
 
-def growth(device: torch.device) -> dict[str, dict[int, float]]:
-    """Seconds of our DDSAS search step against max_ops, layers and batch, the others at the paper's values."""
-    values = {"max_ops": (14, 28, 56, 98), "layers": (5, 8, 12, 20), "batch": (16, 32, 64, 128)}
-    found: dict[str, dict[int, float]] = {}
-    for name, sizes in values.items():
-        found[name] = {}
-        for size in sizes:
-            options = {"layers": 8, "max_ops": 28, "batch": 64} | {name: size}
-            step = search_step(Setting(options.pop("batch"), WAYS["ours"], device), **options)
-            found[name][size] = in_turn({"ours": step}, 2, device)["ours"]
-    return found
-
-
 # ---- another checkout ------------------------------------------------------------------------------------------------
 
 WORKER = """
@@ -199,39 +186,17 @@ def compare(other: Path, quick: bool, repetitions: int) -> dict[str, dict[str, f
 # ---- output ----------------------------------------------------------------------------------------------------------
 
 
-def plot(found: dict[str, dict[int, float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    titles = {"max_ops": "active operations per cell type", "layers": "cells", "batch": "batch size"}
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True, layout="constrained")
-    for axis, (name, times) in zip(axes, found.items(), strict=True):
-        axis.plot(list(times), list(times.values()), "o-", color="#0072B2")
-        axis.set(xlabel=titles[name], xlim=(0, None), ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("seconds per search step")
-    figure.savefig(path, dpi=150)
-
-
 def compare_ways(quick: bool, repetitions: int, device: torch.device) -> dict[str, dict[str, float]]:
     """The first table, printed row by row."""
     found = {}
-    print(
-        "| work | batch | published | channels_last | ours | ratio | peaks | ratio |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| work | batch | published | channels_last | ours | ratio | peaks | ratio |\n" + "|---" * 8 + "|")
     for name, (batch, _) in WORK.items():
         at = Setting(batch // 4 if quick else batch, device=device)
         steps = {way: build(name, way, at) for way in WAYS if (name, way) not in SAME}
         row = in_turn(steps, repetitions, device)
         row |= {way: row[SAME[name, way]] for way in WAYS if way not in row}
-        cells = [
-            name,
-            str(at.batch),
-            *(f"{row[way]:.3f} s" for way in WAYS),
-            f"{row['channels_last'] / row['ours']:.2f}x",
-        ]
+        cells = [name, str(at.batch), *(f"{row[way]:.3f} s" for way in WAYS)]
+        cells += [f"{row['channels_last'] / row['ours']:.2f}x"]
         if name in WITH_MEMORY and not quick:
             peaks = {way: memory(name, SAME.get((name, way), way), at) for way in WAYS}
             row |= {f"{way}_mb": peak for way, peak in peaks.items()}
@@ -255,9 +220,7 @@ def compare_tricks(quick: bool, repetitions: int, device: torch.device) -> dict[
         row = found[trick] = {"seconds": times[trick] / times["ours"]}
         if peak:
             row["peak"] = memory(name, trick, at) / peak
-        print(
-            f"| {trick} | {' | '.join(f'{ratio:.2f}' for ratio in row.values())}{'' if peak else ' | '} |", flush=True
-        )
+        print(f"| {trick} | " + " | ".join(f"{ratio:.2f}" for ratio in row.values()) + " |", flush=True)
     return found
 
 
@@ -272,24 +235,18 @@ def main(args: argparse.Namespace) -> None:
     if args.against:
         compare(args.against, args.quick, repetitions)
         return
-    where = (
-        torch.cuda.get_device_name(device) + ", TF32" if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    )
-    print(f"PyTorch {torch.__version__}, {where}, float32\n")
+    name = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(f"PyTorch {torch.__version__}, {name}, {'float32' if device.type == 'cpu' else 'TF32'}\n")
     results = {"steps": compare_ways(args.quick, repetitions, device)}
     results["without"] = compare_tricks(args.quick, repetitions, device)
     if not args.quick:
-        results["growth"] = growth(device)
-        plot(results["growth"], HERE / "growth.png")
         (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        print(f"\nwritten: {HERE.name}/results.json, {HERE.name}/growth.png")
+        print(f"\nwritten: {HERE.name}/results.json")
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="a quarter of each batch, once; no memory, nothing written"
-    )
+    parser.add_argument("--quick", action="store_true", help="a quarter of each batch, once; no memory, no file")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout of this project")

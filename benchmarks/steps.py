@@ -198,11 +198,12 @@ def measure_seconds(work: Callable[[], object], device: torch.device) -> float:
         work()
         return time.perf_counter() - started
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
     start.record()
     work()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
+    return start.elapsed_time(end) / 1000  # of milliseconds
 
 
 def measure_peak(work: Callable[[], object], device: torch.device) -> float:
