@@ -4,7 +4,8 @@
     python imagenet_split.py --data .data/imagenet --out .data/imagenet_split --check     # open every image instead
 
 Reads DATA/train/<class>/*.JPEG and makes OUT/train/<class>/ and OUT/val/<class>/, disjoint, as hard links: no image is
-stored twice. The same arguments always pick the same images. A run that was interrupted completes when started again.
+stored twice. The papers give the fractions of a class, not its images: the choice is this script's, by a seed, and the
+same arguments always pick the same images. A run that was interrupted completes when started again.
 """
 
 from __future__ import annotations
@@ -15,15 +16,13 @@ import json
 import multiprocessing
 import os
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from lib.checkpoints import write_whole
 from lib.cli import Parser, UserError, number, progress, run_script
+from lib.images import list_classes, list_names, read_image
 
 PARTS = ("train", "val")
 MANIFEST = "split.json"  # written last: it marks a finished split
@@ -49,8 +48,8 @@ def split(data: Path, out: Path, args: argparse.Namespace) -> None:
     if (out / MANIFEST).exists():
         print(f"{out}: finished before, {recognise(out, wanted)}")
         return
-    folders = progress(class_folders(data / "train"), desc="listing")
-    plan = {folder.name: pick(folder, args.train, args.val, args.seed) for folder in folders}
+    classes = list_classes(data / "train", least=1)
+    plan = {name: pick(name, [file for file, _ in files], args) for name, files in classes.items()}
     check_leftovers(out, plan)
     for name, parts in progress(plan.items(), desc=f"{args.mode} images"):
         for part, images in parts.items():
@@ -91,32 +90,18 @@ def described(manifest: dict) -> str:
     return f"{manifest['classes']} classes, {images['train']} images in train/ and {images['val']} in val/"
 
 
-def class_folders(root: Path) -> list[Path]:
-    """The folders of the classes in ``root``, sorted by name."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
-    if not folders:
-        raise UserError(f"{root}: no class folders; expected {root}/<class>/<image>")
-    return folders
-
-
-def image_names(folder: Path) -> list[str]:
-    """Sorted names of the images in a folder; what is no image by its ending is left out."""
-    return sorted(name for name in os.listdir(folder) if name.lower().endswith(IMG_EXTENSIONS))
-
-
-def pick(folder: Path, train: float, val: float, seed: int) -> dict[str, list[str]]:
+def pick(name: str, files: list[str], args: argparse.Namespace) -> dict[str, list[str]]:
     """The images of one class for each part: the given fractions, rounded, at least one each and never the same.
 
     The generator is seeded with the seed and the name of the class, so that neither the order in which the file system
     lists images nor the other classes change the choice.
     """
-    names = image_names(folder)
-    if len(names) < len(PARTS):
-        raise UserError(f"{folder}: {len(names)} images, a split needs at least {len(PARTS)} in each class")
-    num_train = min(max(1, round(train * len(names))), len(names) - 1)
-    num_val = min(max(1, round(val * len(names))), len(names) - num_train)
-    order = np.random.default_rng([seed, *os.fsencode(folder.name)]).permutation(len(names))
-    chosen = [names[i] for i in order[: num_train + num_val]]
+    if len(files) < len(PARTS):
+        raise UserError(f"class {name}: {len(files)} images, a split needs at least {len(PARTS)} in each class")
+    num_train = min(max(1, round(args.train * len(files))), len(files) - 1)
+    num_val = min(max(1, round(args.val * len(files))), len(files) - num_train)
+    order = np.random.default_rng([args.seed, *os.fsencode(name)]).permutation(len(files))
+    chosen = [files[i] for i in order[: num_train + num_val]]
     return {"train": sorted(chosen[:num_train]), "val": sorted(chosen[num_train:])}
 
 
@@ -126,22 +111,21 @@ def check_leftovers(out: Path, plan: dict[str, dict[str, list[str]]]) -> None:
     Unfinished copies are removed.
     """
     for part in PARTS:
-        for path in (out / part).glob("*/*"):
+        planned = {out / part / name / file for name, parts in plan.items() for file in parts[part]}
+        for path in (path for path in (out / part).rglob("*") if not path.is_dir()):
             if path.name.endswith(TEMPORARY):
                 path.unlink()
-            elif path.name not in plan.get(path.parent.name, {}).get(part, []):
+            elif path not in planned:
                 other = f"{out} holds the files of another one, or of an interrupted run with other arguments"
                 raise UserError(f"{path} does not belong to this split: {other}; give an empty --out")
 
 
 def place(source: Path, target: Path, images: list[str], mode: str) -> None:
     """Link or copy images of a class; those that are there already stay. Each is whole or absent at any moment."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in sorted(set(images) - set(image_names(target))):
-        if mode == "link":
-            link((source / name).resolve(), target / name)
-        else:
-            copy(source / name, target / name)
+    for name in images:
+        if not (target / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            link((source / name).resolve(), target / name) if mode == "link" else copy(source / name, target / name)
 
 
 def link(source: Path, target: Path) -> None:
@@ -173,32 +157,25 @@ def check(data: Path, out: Path) -> None:
     """Open every image of both folders, list the unreadable ones and exit with 1 if there are any."""
     paths = {}  # by file, so that the hard links of a split are not opened again
     for part in (root / part for root in (data, out) for part in PARTS if (root / part).is_dir()):
-        for path in (folder / name for folder in class_folders(part) for name in image_names(folder)):
-            status = path.stat() if path.exists() else None
-            paths.setdefault((status.st_dev, status.st_ino) if status else path, str(path))
+        for name, files in list_classes(part, least=1).items():
+            for path in (part / name / file for file, _ in files):
+                status = path.stat() if path.exists() else None
+                paths.setdefault((status.st_dev, status.st_ino) if status else path, str(path))
     bad = 0
     with multiprocessing.Pool(2) as pool:
         lines = pool.imap(unreadable, paths.values(), chunksize=32)
         for line in filter(None, progress(lines, total=len(paths), desc="opening")):
             bad += 1
-            print(line, flush=True)
+            print(list_names([line]), flush=True)
     print(f"{len(paths)} images opened, {bad} unreadable")
     if bad:
         raise SystemExit(1)
 
 
 def unreadable(path: str) -> str | None:
-    """``path: reason`` if Pillow cannot decode all of the image, None if it can."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd EXIF data in good images
-            with Image.open(path) as image:
-                image.verify()
-            with Image.open(path) as image:  # verify leaves the image unusable, and does not decode it
-                image.load()
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        return f"{path}: {error or type(error).__name__}"
-    return None
+    """The path and why no network can be trained on it; None if it is a good image."""
+    image = read_image(path)
+    return image if isinstance(image, str) else None
 
 
 def get_parser() -> argparse.ArgumentParser:

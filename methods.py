@@ -3,11 +3,12 @@
     DDSAS   a bandit moves the subspace in which alpha and beta are trained (Yang et al., ACML 2021)
     DARTS   softmax(alpha) over all operations (Liu et al., ICLR 2019); --unrolled is its second order
     GDAS    one operation an edge, drawn by the Gumbel-softmax (Dong and Yang, CVPR 2019)
+    RWS     one operation an edge, drawn uniformly; the best of many by the weights that they share (Li and Talwalkar)
     random  an architecture drawn uniformly, nothing is trained: `random_architecture`
 
-The loop, data, schedules and optimizers are the same for all (search.py, bilevel.py). A `Method` holds architecture
-parameters and says, for each forward pass, what the operations weigh and which are computed. Where methods need to know
-how a cell is built, they ask the space's `Cells`.
+The loop, data, schedules and optimizers are the same for all (search.py). A `Method` holds architecture parameters and
+says, for each forward pass, what the operations weigh and which are computed. Where methods need to know how a cell is
+built, they ask the space's `Cells`.
 """
 
 from __future__ import annotations
@@ -52,24 +53,32 @@ CELLS = {  # by Space.cells
         ("cell",),
         len(nasbench201.EDGE_LIST),
         True,
-        lambda scores, primitives: nasbench201.derive(scores["cell"]),
+        nasbench201.one_op_an_edge,
         lambda C, num_classes, layers, primitives, stem: nasbench201.Supernet(C, num_classes, layers),
     ),
 }
 
 
 class Method:
-    """What a search learns besides the weights of its supernet; all mutable state is in `state_dict` or a parameter."""
+    """What a search learns besides the weights of its supernet; all that changes is in `state_dict` or a parameter.
 
+    A new method is a class here and a word in METHODS; docs/extend.md adds one.
+    """
+
+    trains_architecture = True  # False: there is no alpha
     straight_through = False  # add the weights of operations that are not active as numbers: see GDAS
     architecture: nn.Module  # alpha, and beta where there is one
 
-    def __init__(self, args: argparse.Namespace, space: Space) -> None:
-        self.args, self.space, self.cells = args, space, CELLS[space.cells]
+    def __init__(self, args: argparse.Namespace, space: Space, device: torch.device) -> None:
+        self.args, self.space, self.cells, self.device = args, space, CELLS[space.cells], device
         self.noise = torch.Generator().manual_seed(args.seed)  # the same in every process and on every device
 
+    def summary(self) -> str:
+        """The method in a few words, for the log."""
+        return type(self).__name__
+
     def tau(self, epoch: int) -> float | None:
-        """Temperature of the Gumbel-softmax, linear from tau_max to tau_min over the epochs; None: there is none."""
+        """Temperature of the Gumbel-softmax, None where there is none."""
         return None
 
     def start_epoch(self, epoch: int) -> str | None:
@@ -82,37 +91,47 @@ class Method:
         """Weights and active operations for one forward pass; epoch None: in validation, where nothing is drawn."""
         raise NotImplementedError
 
+    def regulariser(self, epoch: int) -> Tensor | None:
+        """What is added to the architecture's loss, a function of alpha and beta; None: nothing."""
+
+    def finish(self, score: Callable[[dict[str, Tensor], dict[str, list[list[int]]]], float]) -> None:
+        """What is decided after the last epoch; ``score`` is the supernet's validation accuracy with operations."""
+
     def genotype(self):
         """The architecture that would be the result now."""
         raise NotImplementedError
 
-    def summary(self) -> str:
-        """The method in a few words, for the log."""
-        raise NotImplementedError
-
-    def notes(self) -> tuple[str, str]:
-        """What a report of a step says: for the progress bar, and for the log."""
-        return "", ""
+    def note(self) -> str:
+        """What a report of a step says besides loss and accuracy."""
+        return ""
 
     def replicated(self) -> dict:
-        """Arrays that must be the same in every process, besides the architecture parameters."""
-        return {}
+        """What must be the same in every process."""
+        return dict(self.architecture.named_parameters())
 
     def history(self) -> dict:
         """What the epoch's line of history says besides losses and accuracies."""
-        return {}
+        alphas = self.alphas()
+        return {
+            "alpha": {kind: alpha.tolist() for kind, alpha in alphas.items()},
+            "alpha_entropy": {kind: entropy(alpha) for kind, alpha in alphas.items()},
+        }
+
+    def alphas(self) -> dict[str, Tensor]:
+        """alpha (edges, operations) per cell type."""
+        return dict(self.architecture.items())
 
     def state_dict(self) -> dict:
-        return {"noise": self.noise.get_state()}
+        return {"architecture": self.architecture.state_dict(), "noise": self.noise.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
-        noise = state.get("noise")  # earlier versions drew from the global generator, or from one of the GPU
-        if noise is not None and noise.shape == self.noise.get_state().shape:
-            self.noise.set_state(noise)
+        self.architecture.load_state_dict(state["architecture"])
+        self.noise.set_state(state["noise"])
 
-    def decreasing_tau(self, epoch: int) -> float:
-        args = self.args
-        return args.tau_max - (args.tau_max - args.tau_min) * epoch / max(args.epochs - 1, 1)
+
+def falling_tau(args: argparse.Namespace, epoch: int) -> float:
+    """The temperature, linear from tau_max to tau_min over the epochs."""
+    return args.tau_max - (args.tau_max - args.tau_min) * epoch / max(args.epochs - 1, 1)
 
 
 class DDSAS(Method):
@@ -121,21 +140,26 @@ class DDSAS(Method):
     The bandit is `DynamicSpace`, the weights are `Architecture.weights`.
     """
 
-    def __init__(self, args: argparse.Namespace, space: Space) -> None:
-        super().__init__(args, space)
+    def __init__(self, args: argparse.Namespace, space: Space, device: torch.device) -> None:
+        super().__init__(args, space, device)
         cells, primitives = self.cells, space.primitives
-        self.architecture = Architecture(cells.num_edges, len(primitives), cells.types)
+        self.architecture = Architecture(cells.num_edges, len(primitives), cells.types).to(device)
         self.subspace = DynamicSpace(
             primitives, cells.num_edges, args.dss_max_ops, args.confidence, cells.types, cells.derive
         )
-        self.rng = np.random.default_rng(args.seed)  # of what the subspace draws
-        self.samplings: list[dict] = []  # of this epoch
+        self.rng = np.random.default_rng(args.seed)  # of random subspaces
+        self.samplings: list[dict] = []  # of this epoch, for the run folder
+
+    def summary(self) -> str:
+        args = self.args
+        return f"DDSAS with {args.dss_max_ops} active operations, moved every {args.dss_freq} steps"
 
     def tau(self, epoch: int) -> float | None:
-        return self.decreasing_tau(epoch) if self.args.gumbel else None
+        return falling_tau(self.args, epoch) if self.args.gumbel else None
 
     def start_epoch(self, epoch: int) -> str | None:
         """Shrink or expand the space if its schedule says so."""
+        self.samplings = []
         if num := self.space.shrink.get(epoch):
             self.subspace.shrink(num)
             return f"the space shrinks by {num} operations per cell type"
@@ -149,8 +173,6 @@ class DDSAS(Method):
         """Every dss_freq steps update the bandit and sample a subspace; before epoch `begin` a random one each step."""
         args, subspace = self.args, self.subspace
         before = {kind: active.copy() for kind, active in subspace.active.items()}
-        if step == 0:
-            self.samplings = []
         if epoch < args.begin:
             subspace.sample_random(self.rng)
         elif step % args.dss_freq == 0:
@@ -174,26 +196,23 @@ class DDSAS(Method):
     def genotype(self):
         return self.subspace.genotype()
 
-    def summary(self) -> str:
-        args = self.args
-        return f"DDSAS with {args.dss_max_ops} active operations, moved every {args.dss_freq} steps"
+    def note(self) -> str:
+        return f", {' + '.join(str(int(active.sum())) for active in self.subspace.active.values())} active ops"
 
     def replicated(self) -> dict:
-        return {f"active {kind}": active for kind, active in self.subspace.active.items()}
+        return super().replicated() | {f"active {kind}": active for kind, active in self.subspace.active.items()}
 
-    def notes(self) -> tuple[str, str]:
-        counts = [str(int(active.sum())) for active in self.subspace.active.values()]
-        changed = f" ({self.samplings[-1]['changed']} changed at the last sampling)" if self.samplings else ""
-        return f", ops {'+'.join(counts)}", f", active operations {' + '.join(counts)}{changed}"
+    def alphas(self) -> dict[str, Tensor]:
+        return self.architecture.alphas()
 
     def history(self) -> dict:
         subspace = self.subspace
-        return {
-            "samplings": self.samplings,
-            "available": {kind: bits(mask) for kind, mask in subspace.available.items()},
+        return super().history() | {
+            "beta": {kind: beta.tolist() for kind, beta in self.architecture.betas().items()},
             "saliency": {kind: saliency.tolist() for kind, saliency in subspace.saliency.items()},
             "visits": {kind: visits.tolist() for kind, visits in subspace.visits.items()},
-            "alpha_entropy": {kind: entropy(alpha) for kind, alpha in self.architecture.alphas().items()},
+            "samplings": self.samplings,
+            "available": {kind: bits(mask) for kind, mask in subspace.available.items()},
             "active_ops": {kind: int(active.sum()) for kind, active in subspace.active.items()},
         }
 
@@ -214,10 +233,11 @@ class DDSAS(Method):
 class DARTS(Method):
     """All operations at once, weighted with softmax(alpha) (Liu et al., ICLR 2019, equation 2)."""
 
-    def __init__(self, args: argparse.Namespace, space: Space) -> None:
-        super().__init__(args, space)
+    def __init__(self, args: argparse.Namespace, space: Space, device: torch.device) -> None:
+        super().__init__(args, space, device)
         shape = self.cells.num_edges, len(space.primitives)
-        self.architecture = nn.ParameterDict({kind: 1e-3 * torch.randn(shape) for kind in self.cells.types})
+        alphas = {kind: 1e-3 * torch.randn(shape) for kind in self.cells.types}
+        self.architecture = nn.ParameterDict(alphas).to(device)
 
     def summary(self) -> str:
         return f"{type(self).__name__}{', second order' if self.args.unrolled else ''}"
@@ -235,10 +255,7 @@ class DARTS(Method):
 
     def history(self) -> dict:
         probabilities = {kind: alpha.softmax(dim=-1).tolist() for kind, alpha in self.architecture.items()}
-        return {
-            "probabilities": probabilities,
-            "alpha_entropy": {kind: entropy(alpha) for kind, alpha in self.architecture.items()},
-        }
+        return super().history() | {"probabilities": probabilities}
 
 
 class GDAS(DARTS):
@@ -252,7 +269,7 @@ class GDAS(DARTS):
     straight_through = True
 
     def tau(self, epoch: int) -> float:
-        return self.decreasing_tau(epoch)
+        return falling_tau(self.args, epoch)
 
     def operations(self, epoch: int | None) -> Operations:
         weights, active = {}, {}
@@ -263,7 +280,64 @@ class GDAS(DARTS):
         return weights, active
 
 
-METHODS = {"ddsas": DDSAS, "darts": DARTS, "gdas": GDAS}
+class RWS(Method):
+    """Random search with weight sharing (Li and Talwalkar, UAI 2019): the weights of uniformly drawn architectures are
+    trained; the result is the best of `NUM_SCORED` more, by the validation accuracy that they have with these weights.
+    """
+
+    NUM_SCORED = 100
+    trains_architecture = False
+
+    def __init__(self, args: argparse.Namespace, space: Space, device: torch.device) -> None:
+        super().__init__(args, space, device)
+        self.architecture = nn.ParameterDict()
+        self.rng = np.random.default_rng(args.seed)
+        self.draw()
+
+    def summary(self) -> str:
+        return f"random search with shared weights, the best of {self.NUM_SCORED}"
+
+    def draw(self) -> None:
+        """Draw an architecture: an operation for each edge, as `random_architecture` does."""
+        shape = self.cells.num_edges, len(self.space.primitives)
+        self.scores = {kind: self.rng.random(shape) for kind in self.cells.types}
+        if not self.cells.none_may_be_chosen:
+            for table in self.scores.values():
+                table[:, [primitive == "none" for primitive in self.space.primitives]] = -np.inf
+
+    def before_step(self, epoch: int, step: int) -> None:
+        self.draw()
+
+    def operations(self, epoch: int | None) -> Operations:
+        active = {kind: [[int(op)] for op in scores.argmax(axis=1)] for kind, scores in self.scores.items()}
+        return {kind: torch.ones(s.shape, device=self.device) for kind, s in self.scores.items()}, active
+
+    def finish(self, score: Callable[[dict[str, Tensor], dict[str, list[list[int]]]], float]) -> None:
+        best = -np.inf
+        for _ in range(self.NUM_SCORED):
+            self.draw()
+            if (accuracy := score(*self.operations(None))) > best:
+                best, chosen = accuracy, self.scores
+        self.scores = chosen
+
+    def genotype(self):
+        """The best one after `finish`, before it the last one drawn."""
+        return derive(self.scores, self.space)
+
+    def replicated(self) -> dict:
+        return {f"scores {kind}": scores for kind, scores in self.scores.items()}
+
+    def state_dict(self) -> dict:
+        scores = {kind: torch.from_numpy(scores.copy()) for kind, scores in self.scores.items()}
+        return super().state_dict() | {"scores": scores, "rng": repr(self.rng.bit_generator.state)}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.scores = {kind: scores.numpy() for kind, scores in state["scores"].items()}
+        self.rng.bit_generator.state = ast.literal_eval(state["rng"])
+
+
+METHODS = {"ddsas": DDSAS, "darts": DARTS, "gdas": GDAS, "rws": RWS}
 
 
 def random_architecture(space: Space, rng: np.random.Generator):

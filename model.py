@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-import fast
 import nasbench201
 from genotypes import Genotype
 from model_search import imagenet_stem
-from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, draws
+from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, order_pixels
 
 
 class Cell(nn.Module):
@@ -30,7 +29,6 @@ class Cell(nn.Module):
         self.preprocess0 = preprocess0(C_prev_prev, C)
         self.preprocess1 = ReLUConvBN(C_prev, C)
         edges = genotype.reduce if reduction else genotype.normal
-        self.incoming = [(e, e + 1) for e in range(0, len(edges), 2)]  # the two edges of each intermediate node
         self._concat = list(genotype.reduce_concat if reduction else genotype.normal_concat)
         self.multiplier = len(self._concat)
         self._indices = [source for _, source in edges]
@@ -38,30 +36,20 @@ class Cell(nn.Module):
 
     def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float) -> Tensor:
         """The output (N, C * multiplier, H, W) from those of the two cells before."""
-        if not isinstance(s0, Tensor):  # nodes of fast.py: the same, faster
-            return fast.discovered_cell(self, s0, s1, drop_path_prob)
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        keeps = self.keeps(states[0], drop_path_prob)
-        for pair in self.incoming:
-            a, b = (dropped(self._ops[e](states[self._indices[e]]), keeps[e]) for e in pair)
-            states.append(a + b)
+        drop = self.training and drop_path_prob > 0
+        for e in range(0, len(self._ops), 2):
+            node = 0
+            for op, source in zip(self._ops[e : e + 2], self._indices[e : e + 2], strict=True):
+                y = op(states[source])
+                node = node + (drop_path(y, drop_path_prob) if drop and not isinstance(op, Identity) else y)
+            states.append(node)
         return torch.cat([states[i] for i in self._concat], dim=1)
 
-    def keeps(self, x: Tensor, p: float | Tensor) -> list[Tensor | None]:
-        """For each edge what drop path (FractalNet, 2017) multiplies the N samples of a batch x with, (N, 1, 1, 1).
 
-        0 with probability p, otherwise 1 / (1 - p); None where nothing is dropped: identities, and outside of training.
-        """
-        if not self.training or not isinstance(p, Tensor) and p == 0:
-            return [None] * len(self._ops)
-        drops = [not isinstance(op, Identity) for op in self._ops]
-        numbers = iter(draws(x, p, (sum(drops), len(x), 1, 1, 1)).unbind())
-        return [next(numbers) if drop else None for drop in drops]
-
-
-def dropped(y: Tensor, keep: Tensor | None) -> Tensor:
-    """An operation's output y (N, C, H, W) after drop path: see `Cell.keeps`."""
-    return y if keep is None else y * keep
+def drop_path(y: Tensor, p: float) -> Tensor:
+    """y (N, C, H, W) with each sample zeroed with probability p, the others times 1 / (1 - p) (FractalNet, 2017)."""
+    return y * y.new_empty(len(y), 1, 1, 1).bernoulli_(1 - p).div_(1 - p)
 
 
 class AuxiliaryHead(nn.Module):
@@ -94,8 +82,6 @@ class AuxiliaryHead(nn.Module):
 class Network(nn.Module):
     """What both networks share: cells with two reductions, the auxiliary head, pooling and the linear classifier."""
 
-    plain = False  # compute by the modules' own forwards instead of fast.py: fast.switch_off
-
     def __init__(
         self,
         C: int,
@@ -109,7 +95,7 @@ class Network(nn.Module):
         auxiliary_second_bn: bool,
     ) -> None:
         super().__init__()
-        self.drop_path_prob: float | Tensor = 0.0  # set_probability of operations.py sets it
+        self.drop_path_prob = 0.0
         self._auxiliary_layer = 2 * layers // 3
         C_prev_prev, C_prev, reduction_prev = C_stem, C_stem, reduction_first
         self.cells = nn.ModuleList()
@@ -125,7 +111,6 @@ class Network(nn.Module):
             self.auxiliary_head = AuxiliaryHead(C_auxiliary, num_classes, auxiliary_stride, auxiliary_second_bn)
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_prev, num_classes)
-        self.to(memory_format=torch.channels_last)
 
     def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The two inputs of the first cell."""
@@ -133,13 +118,13 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (N, classes) of images (N, 3, H, W), and those of the auxiliary head in training mode, else None."""
-        s0, s1 = self.stems(x.contiguous()) if self.plain else fast.nodes(*self.stems(fast.laid_out(x)))
+        s0, s1 = self.stems(order_pixels(x))
         auxiliary_logits = None
         for layer, cell in enumerate(self.cells):
             s0, s1 = s1, cell(s0, s1, self.drop_path_prob)
             if layer == self._auxiliary_layer and self.training and hasattr(self, "auxiliary_head"):
-                auxiliary_logits = self.auxiliary_head(fast.whole(s1))
-        return self.classifier(self.global_pooling(fast.whole(s1)).flatten(1)), auxiliary_logits
+                auxiliary_logits = self.auxiliary_head(s1)
+        return self.classifier(self.global_pooling(s1).flatten(1)), auxiliary_logits
 
 
 class NetworkCIFAR(Network):
@@ -158,7 +143,6 @@ class NetworkCIFAR(Network):
             auxiliary_second_bn=True,
         )
         self.stem = nn.Sequential(nn.Conv2d(3, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
-        self.to(memory_format=torch.channels_last)
 
     def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stem(x)
@@ -189,7 +173,6 @@ class NetworkImageNet(Network):
             auxiliary_second_bn=auxiliary_second_bn,
         )
         self.stem0, self.stem1 = imagenet_stem(C)
-        self.to(memory_format=torch.channels_last)
 
     def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
         s0 = self.stem0(x)
@@ -226,8 +209,7 @@ def fuse(network: nn.Module) -> nn.Module:
         for i, (conv, bn) in enumerate(pairwise(layers)):
             if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
                 layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, bn), nn.Identity()
-    weight = next(network.parameters())
-    return network.to(memory_format=fast.memory_order(weight))
+    return network
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -236,15 +218,11 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def count_multiply_adds(network: nn.Module, image_size: int) -> int:
-    """Multiply-adds of convolutions and linear layers for one image in evaluation: half of PyTorch's FLOP count.
-
-    Counted as the definitions say, whatever computes them.
-    """
-    device, training, plain = next(network.parameters()).device, network.training, network.plain
-    network.eval().plain = True
+    """Multiply-adds of convolutions and linear layers for one image in evaluation: half of PyTorch's FLOP count."""
+    device, training = next(network.parameters()).device, network.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.forward(torch.empty(1, 3, image_size, image_size, device=device))  # not compiled for it
-    network.train(training).plain = plain
+        network.eval()(torch.empty(1, 3, image_size, image_size, device=device))
+    network.train(training)
     return counter.get_total_flops() // 2
 
 

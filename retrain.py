@@ -4,70 +4,182 @@
     python retrain.py --dataset fashion_mini --arch logs/SEARCH_RUN --epochs 10     # what a search has found
     python retrain.py --dataset folder --data path/to/images --arch DDSAS_cifar10
     python retrain.py --resume logs/NAME
-    torchrun --nproc_per_node 8 retrain.py --dataset imagenet --data .data/imagenet --arch DDSAS_imagenet --mobile
+    torchrun --nproc_per_node 8 retrain.py --dataset imagenet --data .data/imagenet --mobile
 
 --arch takes a name in genotypes.py, a genotype.txt, a run folder, or a literal Genotype(...). The run folder keeps the
-last checkpoint (checkpoint.pt) and the best one by test accuracy (best.pt).
+last checkpoint (checkpoint.pt) and the best one by test accuracy (best.pt), which the test images have chosen.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-import engine
 import genotypes
 import model
 import utils
-from engine import Training
 from genotypes import Genotype
-from lib import cli, data, distributed
-from lib.cli import UserError, number
-from lib.runs import create_run, resume_run
-from nasbench201 import Architecture
-from operations import set_probability
+from lib import cli, data
+from lib.cli import UserError
+from lib.distributed import share_buffers
+from lib.runs import Run
+from utils import Average
 
-SCHEDULES = {"cosine": engine.cosine_rate, "linear": engine.linear_rate}
+SCHEDULES = {"cosine": utils.cosine_rate, "linear": utils.linear_rate}
 
 
 def main(args: argparse.Namespace) -> Path:
     """Train the network that the arguments describe; returns the run folder."""
-    device = utils.device_of(args)
-    distributed.start_distributed(device)
-    resumed = resume_run(args, "retrain.py")
-    own = resumed and resumed.folder / "genotype.txt"  # what --arch was when the run began: files and names change
-    genotype = engine.load_genotype(str(own if own and own.exists() else args.arch))
-    if isinstance(genotype, Architecture) and not resumed:  # NAS-Bench-201's published size
-        vars(args).update({k: v for k, v in (("init_channels", 16), ("layers", 5)) if k not in args.given})
-    engine.check_common(args, device)
+    device = utils.choose_device(args)
+    run = Run(args, "retrain.py", f"retrain-{args.dataset}", may_change=["epochs"], check=check_longer)
+    genotype = load_genotype(args, run)
     utils.set_seed(args.seed)
-    utils.cuda_settings(args.tf32)
-    train, test, info = data.train_data(**engine.data_arguments(args, device))
+    train, test, info = data.train_data(**cli.data_arguments(args, device))
     if args.train_portion < 1:
         train = part_of(train, args.train_portion)
-    retraining = Retraining(args, genotype, info, test, device)
-    run = resumed or create_run(args, "retrain.py", f"retrain-{args.dataset}")
-    retraining.restore(run)
-    run.genotype(str(genotype))
+    network = build_network(args, genotype, info).to(device)
+    optimizer = utils.sgd(network, args)
+    criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smooth)
+    meter, best = Average(device), Best()
+    kept = {"state_dict": network, "optimizer": optimizer, "meter": meter, "best": best}
+    run.keep(kept, describe(args, network, genotype, info))
+    run.write("genotype.txt", str(genotype))
     run.log(f"{args.dataset}: {train.num_images} training images, {test.num_images} test images; {device}")
     run.log(f"{genotype}")
-    run.log(
-        f"{retraining.init_channels} channels, {args.layers} cells,"
-        f" {model.count_parameters(retraining.network) / 1e6:.3f} M parameters,"
-        f" {model.count_multiply_adds(retraining.network, info.image_size) / 1e6:.1f} M multiply-adds"
-    )
-    retraining.fit(args.epochs, train, run)
-    run.log(f"best test accuracy {retraining.best_acc_top1:.2f} %")
+    parameters, multiply_adds = model.count_parameters(network), model.count_multiply_adds(network, info.image_size)
+    size = f"{parameters / 1e6:.3f} M parameters, {multiply_adds / 1e6:.1f} M multiply-adds"
+    run.log(f"{network.init_channels} channels, {args.layers} cells, {size}")
+
+    for epoch in range(run.epoch, args.epochs):
+        rate = SCHEDULES[args.lr_scheduler](epoch, args.epochs, args.learning_rate, args.learning_rate_min)
+        utils.set_learning_rate(optimizer, utils.warmed_up(rate, epoch, args))
+        network.drop_path_prob = args.drop_path_prob * epoch / args.epochs
+        train_one_epoch(run, train, network, optimizer, criterion, meter)
+
+        share_buffers(network)
+        network.eval()
+        with utils.autocast(args, device):
+            tested = utils.measure_accuracy(lambda x: network(x)[0], test, device)
+        trained = meter.read()
+        meter.reset()
+        is_best = best.update(tested.top1)
+        run.log(
+            f"epoch {epoch}: train loss {trained.loss:.4f}, accuracy {trained.top1:.2f} %;"
+            f" test loss {tested.loss:.4f}, accuracy {tested.top1:.2f} %, best {best.top1:.2f} %"
+        )
+        line = {
+            "epoch": epoch,
+            "lr": optimizer.param_groups[0]["lr"],
+            "drop_path": network.drop_path_prob,
+            "train_loss": trained.loss,
+            "train_acc": trained.top1,
+            "test_loss": tested.loss,
+            "test_acc": tested.top1,
+            "test_acc_top5": tested.top5,
+            "best_acc": best.top1,
+        }
+        run.end_epoch(line, best=is_best)
+
     run.log(f"test it with: {evaluate_command(args, run.folder)}")
     run.close()
     return run.folder
+
+
+def train_one_epoch(
+    run: Run,
+    train: data.Loader,
+    network: model.Network,
+    optimizer: torch.optim.Optimizer,
+    criterion: nn.Module,
+    meter: Average,
+) -> None:
+    """One epoch over the training images, from run.step on. The auxiliary head helps; its loss is not reported."""
+    args = run.args
+    network.train()
+    for x, y in run.steps(train):
+        with utils.autocast(args, x.device):
+            logits, auxiliary_logits = network(x)
+            loss = objective = criterion(logits, y)
+            if auxiliary_logits is not None:
+                objective = loss + args.auxiliary_weight * criterion(auxiliary_logits, y)
+        norm = utils.descend(objective, optimizer, args.grad_clip)
+        meter.add(loss, logits, y)
+        run.after_step(meter, loss, norm)
+
+
+class Best:
+    """The highest test accuracy so far, in percent."""
+
+    def __init__(self) -> None:
+        self.top1 = -1.0
+
+    def update(self, top1: float) -> bool:
+        """Whether this one is strictly higher than all before."""
+        higher, self.top1 = top1 > self.top1, max(top1, self.top1)
+        return higher
+
+    def state_dict(self) -> dict:
+        return {"top1": self.top1}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.top1 = state["top1"]
+
+
+def load_genotype(args: argparse.Namespace, run: Run) -> Genotype:
+    """The genotype of --arch; of a resumed run the one that it began with, since files and names change."""
+    own = run.folder / "genotype.txt"
+    genotype = genotypes.load(own if run.resumed and own.exists() else args.arch)
+    if not isinstance(genotype, Genotype) and not run.resumed:  # NAS-Bench-201's published size
+        vars(args).update({k: v for k, v in (("init_channels", 16), ("layers", 5)) if k not in args.given})
+    return genotype
+
+
+def build_network(args: argparse.Namespace, genotype: Genotype, info: data.Info) -> model.Network:
+    """The genotype's network for images of this size."""
+    large = utils.stem_for(info, args.dataset, args.init_channels) == "imagenet"
+    channels = args.init_channels
+    if args.mobile:
+        if not large:
+            raise UserError(f"--mobile is for large images, {args.dataset} has {info.image_size} pixels: leave it out")
+        channels = model.mobile_channels(genotype, args.layers, info.num_classes)
+    size = channels, info.num_classes, args.layers
+    network = model.network_for(large, *size, args.auxiliary, genotype, has_second_bn(args, genotype))
+    network.init_channels = channels
+    return network
+
+
+def has_second_bn(args: argparse.Namespace, genotype: Genotype) -> bool:
+    """Whether the auxiliary head for large images has a second BatchNorm: P-DARTS' released ones have, DDSAS' have not.
+
+    --auxiliary_second_bn says it, otherwise the genotype if it is one of theirs, otherwise the script: for a cell of
+    one's own retrain.py builds DDSAS' head and train_imagenet.py P-DARTS'.
+    """
+    if args.auxiliary_second_bn is not None:
+        return args.auxiliary_second_bn
+    of_ddsas = genotypes.DDSAS_cifar10, genotypes.DDSAS_cifar100, genotypes.DDSAS_imagenet
+    return genotype == genotypes.PDARTS or args.pdarts and genotype not in of_ddsas
+
+
+def describe(args: argparse.Namespace, network: model.Network, genotype: Genotype, info: data.Info) -> dict:
+    """What a checkpoint says of itself, so that it can be used alone."""
+    return {
+        "genotype": str(genotype),
+        "network": type(network).__name__,
+        "init_channels": network.init_channels,
+        "layers": args.layers,
+        "num_classes": info.num_classes,
+        "image_size": info.image_size,
+        "dataset": args.dataset,
+        "class_names": list(info.class_names),
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "data_hash": info.data_hash,
+    }
 
 
 def part_of(train: data.Loader, portion: float) -> data.Loader:
@@ -85,156 +197,34 @@ def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
     return shlex.join([*words, "--model_path", str(folder)])
 
 
-class Retraining(Training):
-    """A discovered network and its optimizer."""
-
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        genotype: Genotype,
-        info: data.Info,
-        test: data.Loader | None,
-        device: torch.device,
-    ) -> None:
-        super().__init__(args, device)
-        self.genotype, self.info, self.test = genotype, info, test
-        large = engine.stem_for(info, args.dataset) == "imagenet"
-        self.init_channels = args.init_channels
-        if args.mobile:
-            if not large:
-                raise UserError(
-                    f"--mobile is for large images, {args.dataset} has {info.image_size} pixels: leave it out"
-                )
-            self.init_channels = model.mobile_channels(genotype, args.layers, info.num_classes)
-        size = self.init_channels, info.num_classes, args.layers
-        network = model.network_for(large, *size, args.auxiliary, genotype, second_bn(args, genotype))
-        self.network = engine.placed(network, args, device)
-        self.parallel: nn.Module = self.network
-        if distributed.world_size() > 1:
-            warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 kernels: the memory is the same
-            self.parallel = DistributedDataParallel(self.network, [device] if device.type == "cuda" else None)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smooth)
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            args.learning_rate,
-            args.momentum,
-            weight_decay=args.weight_decay,
-            fused=engine.fused(device),
-        )
-        self.best_acc_top1 = 0.0
-
-    def train_one_epoch(self, train: data.Loader) -> None:
-        """One epoch over the training images, from self.step on."""
-        args = self.args
-        for x, y in self.steps(train):
-            with engine.autocast(args, self.device):
-                logits, auxiliary_logits = distributed.together(self.parallel, x)
-                loss = objective = self.criterion(logits, y)
-                if auxiliary_logits is not None:
-                    objective = loss + args.auxiliary_weight * self.criterion(auxiliary_logits, y)
-            norm = gradient_step(self.network, self.optimizer, objective, args.grad_clip)
-            self.end_step(loss, logits, y, norm)
-
-    def start_epoch(self) -> None:
-        """Learning rate and drop path of the epoch."""
-        args = self.args
-        lr = SCHEDULES[args.lr_scheduler](self.epoch, args.epochs, args.learning_rate, args.learning_rate_min)
-        engine.set_learning_rate(self.optimizer, lr, self.epoch, args)
-        self.drop_path = args.drop_path_prob * self.epoch / args.epochs
-        set_probability(self.network, "drop_path_prob", self.drop_path)
-
-    def finish_epoch(self) -> dict:
-        """Test and log; returns the epoch's line of history."""
-        distributed.share_buffers(self.network)
-        self.network.eval()
-        with engine.autocast(self.args, self.device):
-            metrics = engine.evaluate(lambda x: self.network(x)[0], self.test, self.device)
-        train = self.averages["train"].read()
-        self.best_acc_top1 = max(self.best_acc_top1, metrics.top1)
-        self.run.log(
-            f"epoch {self.epoch}: train loss {train.loss:.4f}, accuracy {train.top1:.2f} %;"
-            f" test loss {metrics.loss:.4f}, accuracy {metrics.top1:.2f} %, best {self.best_acc_top1:.2f} %"
-        )
-        return {
-            "epoch": self.epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "drop_path": self.drop_path,
-            "train_loss": train.loss,
-            "train_acc": train.top1,
-            "test_loss": metrics.loss,
-            "test_acc": metrics.top1,
-            "test_acc_top5": metrics.top5,
-            "best_acc": self.best_acc_top1,
-        }
-
-    def state_dict(self) -> dict:
-        return super().state_dict() | {
-            "state_dict": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "genotype": str(self.genotype),
-            "network": type(self.network).__name__,
-            "init_channels": self.init_channels,
-            "layers": self.args.layers,
-            "num_classes": self.info.num_classes,
-            "image_size": self.info.image_size,
-            "dataset": self.args.dataset,
-            "best_acc_top1": self.best_acc_top1,
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
-        self.network.load_state_dict(state["state_dict"])
-        engine.load_optimizer(self.optimizer, state["optimizer"])
-        self.best_acc_top1 = state["best_acc_top1"]
+# ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-def second_bn(args: argparse.Namespace, genotype: Genotype) -> bool:
-    """Whether the auxiliary head for large images has a second BatchNorm: P-DARTS' released ones have, DDSAS' have not.
-
-    --auxiliary_second_bn says it, otherwise the genotype if it is one of theirs, otherwise the script.
-    """
-    if args.auxiliary_second_bn is not None:
-        return args.auxiliary_second_bn
-    of_ddsas = genotypes.DDSAS_cifar10, genotypes.DDSAS_cifar100, genotypes.DDSAS_imagenet
-    return genotype == genotypes.PDARTS or args.pdarts and genotype not in of_ddsas
+def check_longer(args: argparse.Namespace, stored: dict) -> None:
+    """A resumed run keeps its number of epochs, unless no schedule depends on it: then more may be asked for."""
+    constant = args.lr_scheduler == "cosine" and args.learning_rate_min == args.learning_rate
+    cli.check_longer(args.epochs, stored["epochs"], constant and not args.drop_path_prob)
 
 
-def gradient_step(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, grad_clip: float) -> Tensor:
-    """Backpropagate (DistributedDataParallel averages the gradients), clip, step; returns the norm before clipping."""
-    optimizer.zero_grad()
-    distributed.together(loss.backward)
-    norm = nn.utils.clip_grad_norm_(network.parameters(), grad_clip or float("inf"))
-    optimizer.step()
-    return norm
-
-
-def get_parser(data_flags: tuple[str, ...] = engine.DATA_FLAGS) -> argparse.ArgumentParser:
+def get_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    group = parser.add_argument_group("genotype and regularisation")
-    group.add_argument("--arch", default="DDSAS_cifar10", help="name, genotype.txt, run folder or Genotype(...)")
-    group.add_argument("--mobile", action="store_true",
-                       help="the most channels with less than 600 M multiply-adds at 224x224 (ImageNet)")  # fmt: skip
-    group.add_argument("--auxiliary", action="store_true", help="auxiliary head behind cell 2*layers//3")
-    group.add_argument("--auxiliary_weight", type=number(float, 0), default=0.4, help="of its loss")
-    group.add_argument("--auxiliary_second_bn", action=argparse.BooleanOptionalAction,
-                       help="ImageNet head as P-DARTS has it (default: as the genotype's authors)")  # fmt: skip
-    group.add_argument("--drop_path_prob", type=number(float, 0, below=1), default=0.2, help="at the last epoch")
-    group.add_argument("--label_smooth", type=number(float, 0, below=1), default=0.0)
-    group.add_argument("--lr_scheduler", default="cosine", choices=["cosine", "linear"])
-    group.add_argument("--learning_rate_min", type=number(float, 0), default=0.0, help="of the cosine schedule")
-    engine.add_common_arguments(parser, data_flags)
-    parser.add_argument(
-        "--train_portion",
-        type=number(float, 0, 1),
-        default=1.0,
-        help="of the training images; a seed changes nothing about which",
-    )
+    add = parser.flags("genotype and regularisation")
+    add("--arch", str, "DDSAS_cifar10", "name, genotype.txt, run folder or Genotype(...)")
+    add("--mobile", bool, False, "the most channels with less than 600 M multiply-adds at 224x224 (ImageNet)")
+    add("--auxiliary", bool, False, "auxiliary head behind cell 2*layers//3")
+    add("--auxiliary_weight", cli.RATE, 0.4, "of its loss")
+    text = "ImageNet head as P-DARTS has it (default: as the genotype's authors, else as the script's)"
+    parser.add_argument("--auxiliary_second_bn", action=argparse.BooleanOptionalAction, help=text)
+    add("--drop_path_prob", cli.PROBABILITY, 0.2, "at the last epoch")
+    add("--label_smooth", cli.PROBABILITY, 0.0, "label smoothing")
+    add("--lr_scheduler", list(SCHEDULES), "cosine", "how the rate falls over the epochs")
+    add("--train_portion", cli.SHARE, 1.0, "of the training images, the same ones for every seed")
+    cli.add_data_arguments(parser, list(data.INFO))
+    cli.add_training_arguments(parser)
+    cli.add_run_arguments(parser)
     parser.ignore("--model_path", "--auto_aug", "--local_rank", "--local-rank")  # of the published scripts
     parser.set_defaults(init_channels=36, layers=20, batch_size=96, epochs=600, pdarts=False)
-    parser.set_defaults_for(
-        "dataset", "imagenet", init_channels=46, layers=14, batch_size=1024, epochs=250, learning_rate=0.5,
-        weight_decay=3e-5, lr_scheduler="linear", warmup_epochs=5, label_smooth=0.1, drop_path_prob=0.0,
-    )  # fmt: skip
+    parser.set_defaults_for("dataset", "imagenet", **utils.IMAGENET_RETRAINING)
     return parser
 
 

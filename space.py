@@ -1,4 +1,4 @@
-"""The subspace in which a search takes place, and the bandit (UCB) that moves it: numpy, and no network."""
+"""The bandit (UCB) that moves the subspace of a search: numpy, and no network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ import torch
 from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES, Genotype
 
 INCOMING = [[e for e, (node, _) in enumerate(EDGE_LIST) if node == n] for n in range(NODES)]  # edges, source by source
+
+
+def descending(x: np.ndarray) -> np.ndarray:
+    """Indices that sort x along its last axis from high to low, the lower index first among equals."""
+    return np.argsort(-x, axis=-1, kind="stable")
+
+
+def two_edges_a_node(scores: dict[str, np.ndarray], primitives: list[str]) -> Genotype:
+    """Per node the two edges whose best operation has the highest score, the better one first, each with that one.
+
+    ``scores`` (14, o) per cell type, -inf for operations that cannot be chosen (DARTS, section 2.4; DDSAS: saliency).
+    """
+    cells = {kind: [] for kind in scores}
+    for kind, s in scores.items():
+        best, score = s.argmax(axis=1), s.max(axis=1)
+        for edges in INCOMING:
+            for source in descending(score[edges])[:2].tolist():
+                cells[kind].append((primitives[best[edges[source]]], source))
+    concat = range(2, 2 + NODES)
+    return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
 
 class DynamicSpace:
@@ -29,14 +49,14 @@ class DynamicSpace:
         max_ops: int = 28,
         confidence: float = 1.44,
         cell_types: tuple[str, ...] = CELL_TYPES,
-        derive: Callable[[dict[str, np.ndarray], list[str]], object] | None = None,
+        derive: Callable[[dict[str, np.ndarray], list[str]], object] = two_edges_a_node,
     ) -> None:
         if max_ops < num_edges:
             raise ValueError(f"max_ops (--dss_max_ops) must be at least {num_edges}, one per edge; got {max_ops}")
         self.primitives = list(primitives)
         self.max_ops, self.confidence = max_ops, confidence
         self.counted = np.array([primitive != "none" for primitive in primitives])  # `none` rides along uncounted
-        self.cell_types, self.derive = cell_types, derive or two_edges_a_node
+        self.cell_types, self.derive = cell_types, derive
         shape = num_edges, len(primitives)
         self.available = {kind: np.ones(shape, bool) for kind in cell_types}
         self.active = {kind: np.zeros(shape, bool) for kind in cell_types}
@@ -69,6 +89,7 @@ class DynamicSpace:
             self.active[kind] = self._choose(rng.random(self.ucb[kind].shape), self.available[kind])
 
     def _choose(self, scores: np.ndarray, available: np.ndarray) -> np.ndarray:
+        """The active set (edges, operations) for these scores; `none` is active where it is met on the way."""
         active = np.zeros_like(available)
         for edge, row in enumerate(descending(scores)):
             for op in row[available[edge][row]]:
@@ -114,18 +135,12 @@ class DynamicSpace:
 
     def genotype(self) -> Genotype:
         """The architecture of highest saliency among what is available and not `none`."""
-        scores = {
-            kind: np.where(self.counted & self.available[kind], self.saliency[kind], -np.inf)
-            for kind in self.cell_types
-        }
+        scores = {k: np.where(self.counted & self.available[k], s, -np.inf) for k, s in self.saliency.items()}
         return self.derive(scores, self.primitives)
 
     def state_dict(self) -> dict:
         """Everything that changes, as plain tensors and numbers."""
-        arrays = {
-            name: {kind: torch.from_numpy(array.copy()) for kind, array in getattr(self, name).items()}
-            for name in self.ARRAYS
-        }
+        arrays = {n: {k: torch.from_numpy(a.copy()) for k, a in getattr(self, n).items()} for n in self.ARRAYS}
         return arrays | {"total": self.total}
 
     def load_state_dict(self, state: dict) -> None:
@@ -137,25 +152,3 @@ class DynamicSpace:
                     raise ValueError(f"the saved space is {array.shape}, this one {own.shape} (edges, operations)")
                 own[:] = array
         self.total = int(state["total"])
-
-
-def two_edges_a_node(scores: dict[str, np.ndarray], primitives: list[str]) -> Genotype:
-    """Per node the two edges whose best operation has the highest score, the better one first, each with that one.
-
-    ``scores`` (14, o) per cell type, -inf for operations that cannot be chosen (DARTS, section 2.4; DDSAS: saliency).
-    """
-    cells = {}
-    for kind, s in scores.items():
-        best, score = s.argmax(axis=1), s.max(axis=1)
-        cells[kind] = [
-            (primitives[best[edges[source]]], int(source))
-            for edges in INCOMING
-            for source in descending(score[edges])[:2]
-        ]
-    concat = range(2, 2 + NODES)
-    return Genotype(cells["normal"], concat, cells["reduce"], concat)
-
-
-def descending(x: np.ndarray) -> np.ndarray:
-    """Indices that sort x along its last axis from high to low, the lower index first among equals."""
-    return np.argsort(-x, axis=-1, kind="stable")

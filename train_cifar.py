@@ -12,23 +12,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import engine
 import retrain
 from lib import cli
 
 
 def main(args: argparse.Namespace) -> Path:
     """Train; returns the run folder."""
-    engine.prefix_save(args, "eval")
+    cli.prefix_save(args, "eval")
     return retrain.main(args)
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> cli.Parser:
     parser = retrain.get_parser()
     parser.description = __doc__
-    engine.add_cifar100_argument(parser)
-    parser.set_defaults(arch="PDARTS", save="logs/", note="try", init_channels=36, layers=20)
-    parser.set_defaults(batch_size=128, drop_path_prob=0.3, pdarts=True)
+    cli.add_cifar100(parser)
+    parser.set_defaults(arch="PDARTS", save="logs/", note="try", batch_size=128, drop_path_prob=0.3, pdarts=True)
     return parser
 
 

@@ -2,42 +2,23 @@
 
     python train_imagenet.py --tmp_data_dir .data --save logs/ --auxiliary --note pdarts
 
-Reads DIR/imagenet/train and DIR/imagenet/val. The run folder is SAVE + eval-NOTE-TIME.
+Reads DIR/imagenet/train and DIR/imagenet/val. The run folder is SAVE + eval-NOTE-TIME. The auxiliary head is P-DARTS',
+with a second BatchNorm, unless the genotype is DDSAS' or --no-auxiliary_second_bn says otherwise.
 """
 
 from __future__ import annotations
 
-import argparse
-
 import retrain
+import utils
 from lib import cli
 from train_cifar import main
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = retrain.get_parser(data_flags=("--data",))
+def get_parser() -> cli.Parser:
+    parser = retrain.get_parser()
     parser.description = __doc__
-    parser.set_defaults(
-        arch="PDARTS",
-        save="logs/",
-        note="try",
-        dataset="imagenet",
-        data=".data/imagenet",
-        init_channels=48,
-        layers=14,
-        batch_size=256,
-        epochs=250,
-        learning_rate=0.1,
-        lr_scheduler="linear",
-        warmup_epochs=5,  # with batches of more than 256
-        weight_decay=3e-5,
-        label_smooth=0.1,
-        drop_path_prob=0.0,
-        pdarts=True,
-    )
-    parser.set_defaults_for("dataset", "imagenet")  # these, and not those of retrain.py
-    parser.add_argument("--tmp_data_dir", dest="data", default=argparse.SUPPRESS, metavar="DIR",
-                        type=lambda folder: f"{folder}/imagenet", help="--data is DIR/imagenet")  # fmt: skip
+    parser.set_defaults(dataset="imagenet", save="logs/", note="try", pdarts=True)
+    parser.set_defaults_for("dataset", "imagenet", **utils.PDARTS_IMAGENET)
     return parser
 
 

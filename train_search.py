@@ -17,21 +17,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-import engine
+import costs
+import fast
 import utils
-from bilevel import BilevelSearch, add_search_arguments
+import visualize
+from architect import Architect
 from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES, PRIMITIVES, Genotype, count_skips
-from lib import cli, data, distributed
-from lib.checkpoints import write_whole
-from lib.cli import UserError, number
-from lib.runs import create_run, resume_run, retrain_command
+from lib import cli, data
+from lib.cli import UserError
+from lib.distributed import assert_same, share_buffers
+from lib.run_record import retrain_command
+from lib.runs import Run
 from methods import entropy
-from model_search import Cell, Network
+from model_search import Network
+from space import INCOMING
+from utils import Average, Metrics
 
 STAGES = 3
-VALIDATED = 5  # epochs at the end of each stage
+VALIDATED = 4  # epochs at the end of each stage
 
 Candidates = dict[str, list[list[str]]]  # cell type -> for each of the 14 edges its primitives that are still on
 Alphas = dict[str, np.ndarray]  # cell type -> 14 x n, for the n candidates of each edge
@@ -40,168 +46,151 @@ Table = list[dict[str, float]]  # for each of the 14 edges of a cell: primitive 
 
 def main(args: argparse.Namespace) -> Path:
     """Run the three stages that the arguments describe; returns the run folder."""
-    device = utils.device_of(args)
-    distributed.start_distributed(device)
-    engine.prefix_save(args, "search")
-    resumed = resume_run(args, "train_search.py", may_change=())
-    check(args, device)
+    device = utils.choose_device(args)
+    cli.prefix_save(args, "search")
+    run = Run(args, "train_search.py", "search", STAGES)
+    check(args)
     utils.set_seed(args.seed)
-    utils.cuda_settings(args.tf32)
-    train, valid, info = data.search_data(**engine.data_arguments(args, device), train_portion=args.train_portion)
-    search = ProgressiveSearch(args, info, valid, device)
-    run = resumed or create_run(args, "train_search.py", "search")
-    search.restore(run)
-    run.log(
-        f"{args.dataset}: {train.num_images} images to train the weights, {valid.num_images} for the architecture;"
-        f" {STAGES} stages of {args.epochs} epochs; {device}"
-    )
-    search.fit(STAGES * args.epochs, train, run)
-    genotype = search.restrict()
-    run.genotype(str(genotype))
+    train, valid, info = data.search_data(**cli.data_arguments(args, device), train_portion=args.train_portion)
+    stem = utils.stem_for(info, args.dataset, args.init_channels)
+    candidates: Candidates = run.saved.get("candidates") or {cell: [list(PRIMITIVES)] * EDGES for cell in CELL_TYPES}
+
+    for stage in range(run.saved.get("stage", 0), STAGES):
+        channels = args.init_channels + [0, *(args.add_width or [0, 0])][stage]
+        layers = args.layers + [0, *(args.add_layers or [6, 12])][stage]
+        num_ops = len(candidates["normal"][0])
+        network = Network(channels, info.num_classes, layers, candidates, stem).to(device)
+        network.checkpoint_cells = args.checkpoint_cells
+        alphas = nn.ParameterDict({cell: 1e-3 * torch.randn(EDGES, num_ops) for cell in CELL_TYPES}).to(device)
+        optimizer = utils.sgd(network, args)
+        architect = Architect(network, alphas, optimizer, args, device)
+        meter = Average(device)
+        kept = {"state_dict": network, "architecture": alphas, "optimizer": optimizer, "architect": architect}
+        facts = {"stage": stage, "candidates": candidates, "data_hash": info.data_hash}
+        run.keep(kept | {"meter": meter}, facts)
+        rate = (args.dropout_rate or STAGES * [0.0])[stage]
+        if stage == 0:
+            numbers = f"{train.num_images} images to train the weights, {valid.num_images} for the architecture"
+            run.log(f"{args.dataset}: {numbers}; {STAGES} stages of {args.epochs} epochs; {device}")
+        run.log(
+            f"stage {stage + 1} of {STAGES}, epochs {stage * args.epochs} to {(stage + 1) * args.epochs - 1}:"
+            f" {layers} cells, {num_ops} operations per edge, dropout {rate} behind skip connections"
+        )
+        fast.use(network, run.log, args.plain or args.checkpoint_cells)
+        flops = costs.MultiplyAdds(network, info.image_size)
+
+        for epoch in range(run.epoch - stage * args.epochs, args.epochs):  # of this stage
+            lr = utils.cosine_rate(epoch, args.epochs, args.learning_rate, args.learning_rate_min)
+            utils.set_learning_rate(optimizer, utils.warmed_up(lr, epoch, args))
+            network.skip_dropout = skip_dropout(epoch, args.epochs, args.eps_no_arch, rate)
+            train_one_epoch(epoch, run, train, valid, network, alphas, optimizer, architect, meter, flops)
+
+            validated = validate(network, alphas, valid, args) if args.epochs - epoch <= VALIDATED else None
+            assert_same(dict(alphas.named_parameters()))
+            trained, architecture = meter.read(), architect.meter.read()
+            meter.reset(), architect.meter.reset()
+            genotype = derive(candidates, as_arrays(alphas))
+            text = f"; validation loss {validated.loss:.4f}, accuracy {validated.top1:.2f} %" if validated else ""
+            run.log(f"epoch {run.epoch}: train loss {trained.loss:.4f}, accuracy {trained.top1:.2f} %{text}")
+            run.log(f"epoch {run.epoch}: {genotype}")
+            run.write("genotype.txt", str(genotype))
+            weights = softmax(alphas)
+            line = {
+                "stage": stage,
+                "epoch": run.epoch,
+                "lr": optimizer.param_groups[0]["lr"],
+                "arch_lr": args.arch_learning_rate,
+                "dropout": network.skip_dropout,
+                "train_loss": trained.loss,
+                "train_acc": trained.top1,
+                "arch_loss": architecture.loss if architecture.count else None,
+                "valid_loss": validated and validated.loss,
+                "valid_acc": validated and validated.top1,
+                "candidates": candidates,
+                "probabilities": {cell: p.tolist() for cell, p in weights.items()},
+                "alpha_entropy": {cell: entropy(alpha) for cell, alpha in alphas.items()},
+                "genotype": str(genotype),
+            }
+            line |= flops.history(weights, genotype)
+            run.end_epoch(line, lambda line=line: visualize.epoch_pictures(line))
+
+        if stage < STAGES - 1:  # P-DARTS, section 3.2: the next stage is deeper and has fewer operations on each edge
+            candidates = drop_candidates(candidates, as_arrays(alphas), num_ops - args.num_to_keep[stage])
+
+    genotype = restrict(run, candidates, as_arrays(alphas), args.max_skips)
+    run.write("genotype.txt", str(genotype))
     run.log(f"genotype: {genotype}")
     run.log(f"retrain it with: {retrain_command('train_search.py', vars(args), run.folder)}")
     run.close()
     return run.folder
 
 
-class ProgressiveSearch(BilevelSearch):
-    """A search of P-DARTS: also the candidates that are still on. ``epoch`` counts through all stages.
+def train_one_epoch(
+    epoch: int,
+    run: Run,
+    train: data.Loader,
+    valid: data.Loader,
+    network: Network,
+    alphas: nn.ParameterDict,
+    optimizer: torch.optim.Optimizer,
+    architect: Architect,
+    meter: Average,
+    flops: costs.MultiplyAdds,
+) -> None:
+    """For each batch a step of alpha, except in the first epochs of a stage, then one of the weights."""
+    args = run.args
+    network.train()
+    valid_batches, arch_norm = valid.again_and_again(run.epoch, run.step), None
+    for x, y in run.steps(train):
+        if epoch >= args.eps_no_arch:
+            weights = softmax(alphas)
+            penalty = flops.penalty(weights, args.flops_weight)
+            arch_norm = architect.step(weights, None, (x, y), next(valid_batches), penalty)
+        with utils.autocast(args, x.device):
+            with torch.no_grad():
+                weights = softmax(alphas)
+            logits = network(x, weights, None)
+            loss = F.cross_entropy(logits, y)
+        norm = utils.descend(loss, optimizer, args.grad_clip)
+        meter.add(loss, logits, y)
+        run.after_step(meter, loss, norm, arch_norm)
 
-    A stage has a supernet, alpha and optimizers of its own.
-    """
 
-    def __init__(
-        self, args: argparse.Namespace, info: data.Info, valid: data.Loader | None, device: torch.device
-    ) -> None:
-        super().__init__(args, valid, device)
-        self.info = info
-        self.candidates: Candidates = {cell: [list(PRIMITIVES)] * EDGES for cell in CELL_TYPES}
-        self.build_stage()
+@torch.no_grad()
+def validate(network: Network, alphas: nn.ParameterDict, valid: data.Loader, args: argparse.Namespace) -> Metrics:
+    """Loss and accuracy of the supernet on the validation half, in evaluation mode."""
+    share_buffers(network)
+    network.eval()
+    weights, device = softmax(alphas), next(network.parameters()).device
+    with utils.autocast(args, device):
+        return utils.measure_accuracy(lambda x: network(x, weights, None), valid, device)
 
-    # ---- the loop of one epoch ----
 
-    def train_one_epoch(self, train: data.Loader) -> None:
-        """For each batch train alpha, except in the first epochs of a stage, then the weights."""
-        valid_batches = self.valid.again_and_again(self.epoch, self.step)
-        for x, y in self.steps(train):
-            arch_norm = None
-            if self.trains_architecture:
-                arch_norm = self.architecture_step((x, y), next(valid_batches))
-            loss, logits, norm = self.weight_step(x, y)
-            self.end_step(loss, logits, y, norm, arch_norm)
+def softmax(alphas: nn.ParameterDict) -> dict[str, Tensor]:
+    """The weights of the operations: softmax(alpha) over the candidates of each edge."""
+    return {cell: alpha.softmax(dim=-1) for cell, alpha in alphas.items()}
 
-    @property
-    def trains_architecture(self) -> bool:
-        """False in the first epochs of a stage, which train the weights alone."""
-        return self.epoch_of_stage >= self.args.eps_no_arch
 
-    def operations(self, noise: bool = True) -> tuple[dict[str, Tensor], None]:
-        """softmax(alpha) over the candidates of each edge; all of them are active at every step."""
-        return {cell: alpha.softmax(dim=-1) for cell, alpha in self.architecture.items()}, None
+def as_arrays(alphas: nn.ParameterDict) -> Alphas:
+    """alpha as numpy arrays."""
+    return {cell: alpha.detach().cpu().numpy() for cell, alpha in alphas.items()}
 
-    # ---- stages ----
 
-    @property
-    def stage(self) -> int:
-        return min(self.epoch // self.args.epochs, STAGES - 1)
-
-    @property
-    def epoch_of_stage(self) -> int:
-        return self.epoch - self.stage * self.args.epochs
-
-    def build_stage(self) -> None:
-        """The supernet of this stage with the ops that are still on, fresh alpha, 1e-3 * N(0, 1), fresh optimizers."""
-        args, stage = self.args, self.stage
-        channels = args.init_channels + [0, *values_of(args.add_width, [0, 0])][stage]
-        layers = args.layers + [0, *values_of(args.add_layers, [6, 12])][stage]
-        stem = engine.stem_for(self.info, args.dataset)
-        network = Network(channels, self.info.num_classes, layers, self.candidates, stem)
-        num_ops = len(self.candidates["normal"][0])
-        self.take(network, nn.ParameterDict({cell: 1e-3 * torch.randn(EDGES, num_ops) for cell in CELL_TYPES}), True)
-
-    def next_epoch(self) -> None:
-        """Go on to the next epoch; after the last of a stage drop candidates and build the next stage's supernet."""
-        super().next_epoch()
-        if self.epoch_of_stage == 0:
-            kept = self.args.num_to_keep[self.stage - 1]
-            num_drop = self.architecture["normal"].shape[1] - kept
-            self.candidates = drop_candidates(self.candidates, self.alphas(), num_drop)
-            self.build_stage()
-
-    def alphas(self) -> Alphas:
-        return {cell: alpha.detach().cpu().numpy() for cell, alpha in self.architecture.items()}
-
-    # ---- before and after an epoch ----
-
-    def start_epoch(self) -> None:
-        """Set the learning rate, a cosine over the stage, and the dropout of the skip connections."""
-        args, epoch = self.args, self.epoch_of_stage
-        lr = engine.cosine_rate(epoch, args.epochs, args.learning_rate, args.learning_rate_min)
-        engine.set_learning_rate(self.optimizer, lr, epoch, args)
-        rate = values_of(args.dropout_rate, STAGES * [0.0])[self.stage]
-        self.dropout = self.network.skip_dropout = skip_dropout(epoch, args.epochs, args.eps_no_arch, rate)
-        if epoch == self.step == 0:
-            self.run.log(
-                f"stage {self.stage + 1} of {STAGES}, epochs {self.epoch} to {self.epoch + args.epochs - 1}:"
-                f" {len(self.network.cells)} cells, {self.architecture['normal'].shape[1]} operations per edge,"
-                f" dropout {rate} behind skip connections"
-            )
-
-    def finish_epoch(self) -> dict:
-        """Validate in the last epochs of a stage, log, write the current genotype; returns the line of history."""
-        run = self.run
-        metrics = self.validate() if self.epoch_of_stage >= self.args.epochs - VALIDATED else None
-        distributed.assert_same(dict(self.architecture.named_parameters()))
-        train, arch = (average.read() for average in self.averages.values())
-        genotype = derive(self.candidates, self.alphas())
-        run.genotype(str(genotype))
-        text = f"; validation loss {metrics.loss:.4f}, accuracy {metrics.top1:.2f} %" if metrics else ""
-        run.log(f"epoch {self.epoch}: train loss {train.loss:.4f}, accuracy {train.top1:.2f} %{text}")
-        run.log(f"epoch {self.epoch}: {genotype}")
-        return {
-            "stage": self.stage,
-            "epoch": self.epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "arch_lr": self.arch_optimizer.param_groups[0]["lr"],
-            "dropout": self.dropout,
-            "train_loss": train.loss,
-            "train_acc": train.top1,
-            "arch_loss": arch.loss if self.trains_architecture else None,
-            "valid_loss": metrics and metrics.loss,
-            "valid_acc": metrics and metrics.top1,
-            "candidates": self.candidates,
-            "probabilities": {cell: p.tolist() for cell, p in self.operations()[0].items()},
-            "genotype": str(genotype),
-            "alpha_entropy": {cell: entropy(alpha) for cell, alpha in self.architecture.items()},
-        }
-
-    def restrict(self) -> Genotype:
-        """Write the genotypes with ever fewer skip connections to genotypes.txt; returns the first with few enough."""
-        run, most = self.run, self.args.max_skips
-        genotype, alphas = derive(self.candidates, self.alphas()), self.alphas()
-        run.log(f"end of stage {STAGES}: 1 operation per edge, two edges per node")
-        lines, best = [f"unrestricted {genotype}"], genotype
-        for M, restricted in restrict_skips(self.candidates, alphas).items():
-            lines.append(f"M={M} {restricted}")
-            if count_skips(best) > most:
-                best = restricted
-        for line in lines:
-            run.log(line)
+def restrict(run: Run, candidates: Candidates, alphas: Alphas, most: int) -> Genotype:
+    """Write the genotypes with ever fewer skip connections to genotypes.txt; returns the first with few enough."""
+    best = derive(candidates, alphas)
+    run.log(f"end of stage {STAGES}: 1 operation per edge, two edges per node")
+    lines = [f"unrestricted {best}"]
+    for M, restricted in restrict_skips(candidates, alphas).items():
+        lines.append(f"M={M} {restricted}")
         if count_skips(best) > most:
-            run.log(f"warning: the candidates allow no fewer than {count_skips(best)} skip connections", always=True)
-        if distributed.is_main():
-            write_whole(run.folder / "genotypes.txt", "\n".join(lines) + "\n")
-        return best
-
-    # ---- what a checkpoint holds, besides what every search has ----
-
-    def state_dict(self) -> dict:
-        return super().state_dict() | {"candidates": self.candidates}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.epoch, self.candidates = state["epoch"], state["candidates"]
-        self.build_stage()
-        super().load_state_dict(state)
+            best = restricted
+    for line in lines:
+        run.log(line)
+    if count_skips(best) > most:
+        run.log(f"warning: the candidates allow no fewer than {count_skips(best)} skip connections", always=True)
+    run.write("genotypes.txt", "\n".join(lines))
+    return best
 
 
 def skip_dropout(epoch: int, epochs: int, eps_no_arch: int, rate: float) -> float:
@@ -289,7 +278,7 @@ def chosen_edges(table: Table) -> list[tuple[int, str]]:
     The edges are those of highest score: the largest probability, `none` being 0 in ``table``.
     """
     chosen = []
-    for edges in Cell.incoming:
+    for edges in INCOMING:
         best = sorted(edges, key=lambda e: max(table[e].values()))[-2:]
         chosen += [(e, weakest_first(table[e], none_first=True)[-1]) for e in sorted(best)]
     return chosen
@@ -306,12 +295,7 @@ def derive_cell(table: Table) -> list[tuple[str, int]]:
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-def values_of(given: list | None, default: list) -> list:
-    """The values of a repeatable flag, or its default where it was not given."""
-    return default if given is None else given
-
-
-def check(args: argparse.Namespace, device: torch.device) -> None:
+def check(args: argparse.Namespace) -> None:
     """UserError for arguments that make no sense together."""
     for flag, wanted, what in (
         ("add_layers", STAGES - 1, "one for each stage after the first"),
@@ -332,43 +316,36 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
             f"--epochs {args.epochs}: a stage needs more than the --eps_no_arch {args.eps_no_arch} epochs that train"
             " weights alone, or alpha is never trained"
         )
-    engine.check_common(args, device)
 
 
-def get_parser() -> argparse.ArgumentParser:
+def get_parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
-    add = parser.add_argument_group("stages").add_argument
-    add("--add_layers", action="append", type=number(int, 0, 1000), metavar="N",
-        help="cells more than --layers; given twice, for stages 2 and 3 (or not at all: 6 12)")  # fmt: skip
-    add("--add_width", action="append", type=number(int, 0), metavar="N",
-        help="channels more than --init_channels; given twice, for stages 2 and 3 (or not at all: 0 0)")  # fmt: skip
-    add("--dropout_rate", action="append", type=number(float, 0, below=1), metavar="P",
-        help="dropout behind skip connections; given three times, for each stage (or not at all: 0 0 0)")  # fmt: skip
-    add("--num_to_keep", nargs=STAGES, type=number(int, 1), default=[5, 3, 1], metavar="N",
-        help="operations left on an edge at the end of each stage")  # fmt: skip
-    add("--eps_no_arch", type=number(int, 0), default=10, metavar="EPOCHS", help="that train weights alone, per stage")
-    add("--max_skips", type=number(int, 0, 2 * NODES), default=2, metavar="M",
-        help="most skip connections in the normal cell of the recorded genotype")  # fmt: skip
-    add_search_arguments(parser)
-    engine.add_common_arguments(parser)
-    engine.add_cifar100_argument(parser)
+    add = parser.flags("stages")
+    text = "cells more than --layers; given twice, for stages 2 and 3 (or not at all: 6 12)"
+    add("--add_layers", cli.number(int, 0, 1000), None, text, action="append", metavar="N")
+    text = "channels more than --init_channels; given twice, for stages 2 and 3 (or not at all: 0 0)"
+    add("--add_width", cli.COUNT, None, text, action="append", metavar="N")
+    text = "dropout behind skip connections; given three times, for each stage (or not at all: 0 0 0)"
+    add("--dropout_rate", cli.PROBABILITY, None, text, action="append", metavar="P")
+    text = "operations left on an edge at the end of each stage"
+    add("--num_to_keep", cli.SIZE, [5, 3, 1], text, nargs=STAGES, metavar="N")
+    add("--eps_no_arch", cli.COUNT, 10, "that train weights alone, per stage", metavar="EPOCHS")
+    text = "most skip connections in the normal cell of the recorded genotype"
+    add("--max_skips", cli.number(int, 0, 2 * NODES), 2, text, metavar="M")
+    cli.add_search_arguments(parser)
+    cli.add_data_arguments(parser, list(data.INFO))
+    cli.add_training_arguments(parser)
+    cli.add_run_arguments(parser)
+    cli.add_cifar100(parser)
     parser.refuse(
-        "this is P-DARTS' search; DDSAS' is search.py", "--space_config", "--dss_max_ops", "--dss_freq", "--rdss_prob",
-        "--confidence", "--begin", "--saliency_type", "--no_norm", "--gumbel", "--tau_min", "--tau_max", "--method",
-    )  # fmt: skip
-    parser.ignore("--local_rank", "--local-rank")  # of torch.distributed.launch
-    parser.set_defaults(
-        save="logs/",  # see engine.prefix_save
-        note="try",
-        seed=2,
-        epochs=25,  # per stage
-        batch_size=96,
-        layers=5,
-        learning_rate_min=0.0,
-        arch_learning_rate=6e-4,
-        arch_grad_clip=5.0,
-        drop_path_prob=0.3,
+        "this is P-DARTS' search; DDSAS' is search.py",
+        *("--space_config", "--dss_max_ops", "--dss_freq", "--rdss_prob", "--confidence", "--begin", "--saliency_type"),
+        *("--no_norm", "--gumbel", "--tau_min", "--tau_max", "--method", "--arch"),
     )
+    parser.ignore("--local_rank", "--local-rank")  # of the published script
+    parser.set_defaults(save="logs/", note="try", seed=2)  # --save: see cli.prefix_save
+    parser.set_defaults(epochs=25, batch_size=96, layers=5, arch_learning_rate=6e-4, arch_grad_clip=5.0)
+    parser.set_defaults(drop_path_prob=0.3)
     return parser
 
 

@@ -35,11 +35,12 @@ def write_whole(path: Path | str, data: str | bytes | memoryview, previous: Path
                 link = path
             os.replace(link, previous)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if hasattr(os, "O_DIRECTORY"):  # not on Windows
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
@@ -50,6 +51,11 @@ def write_whole(path: Path | str, data: str | bytes | memoryview, previous: Path
 
 def _previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+def checkpoint_exists(path: Path) -> bool:
+    """Whether there is this checkpoint, or the one before it."""
+    return path.exists() or _previous(path).exists()
 
 
 def save_checkpoint(path: Path | str, state: dict) -> None:
@@ -71,6 +77,9 @@ def load_checkpoint(path: Path | str) -> dict:
         return read_weights(_previous(path))
 
 
+SAFE = 2, 10  # before it, weights_only could be made to run code by a file written for that
+
+
 def read_weights(path: Path | str) -> dict:
     """Read a file of torch.save (zip or the format before PyTorch 1.6) that holds a dict, as data, on the CPU.
 
@@ -78,6 +87,9 @@ def read_weights(path: Path | str) -> dict:
     says what is wrong.
     """
     path = Path(path)
+    if SAFE > tuple(map(int, torch.__version__.split(".")[:2])) and not (path.parent / "args.json").exists():
+        print(f"warning: {path} is read with PyTorch {torch.__version__}: only from 2.10 on", end=" ", file=sys.stderr)
+        print("can a file of somebody else's not make it run code", file=sys.stderr)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -126,7 +138,7 @@ def _read_twice(file: io.BytesIO, size: int) -> Any:
     """torch.load, first without memory to see the shapes; UserError if tensors are larger than their data.
 
     ``size`` bytes are there for all storages together. PyTorch itself refuses storages that do not have the size of
-    their data, but not before 2.6. (A stride of 0 makes 4 bytes a terabyte.)
+    their data. (A stride of 0 makes 4 bytes a terabyte.)
     """
     for device in ("meta", "cpu"):
         file.seek(0)
@@ -148,11 +160,11 @@ def _read_twice(file: io.BytesIO, size: int) -> Any:
     return content
 
 
-def not_finite(state: Any, name: str = "") -> str | None:
+def first_not_finite(state: Any, name: str = "") -> str | None:
     """The name of the first tensor or number in a checkpoint that is NaN or infinite."""
     if isinstance(state, (dict, list, tuple)):
         items = state.items() if isinstance(state, dict) else enumerate(state)
-        return next(filter(None, (not_finite(value, f"{name} {key}".strip()) for key, value in items)), None)
+        return next(filter(None, (first_not_finite(value, f"{name} {key}".strip()) for key, value in items)), None)
     if isinstance(state, torch.Tensor):
         return name if state.is_floating_point() and not state.isfinite().all() else None
     return name if isinstance(state, float) and not math.isfinite(state) else None

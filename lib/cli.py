@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lib.distributed import Diverged, RankLost, is_main, leave_distributed
+from lib.distributed import Diverged, RankLost, is_main, leave_distributed, rank, world_size
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit on file sizes (ulimit -f)
 OF_A_RUN = {"log.txt", "args.json", "genotype.txt", "history.jsonl", "timing.jsonl", "checkpoint.pt", "best.pt"}
@@ -48,6 +50,25 @@ class Parser(argparse.ArgumentParser):
         """Stop with this message if one of these flags is given."""
         for flag in flags:
             self.add_argument(flag, dest="refused", nargs="?", action=_Refused, const=message, help=argparse.SUPPRESS)
+
+    def flags(self, title: str) -> Callable[..., None]:
+        """A function that adds a flag to the group of this title: add(name, kind, default, help, ...).
+
+        ``kind`` is bool (a switch), a list (of choices), or a type such as `number` makes; ``default`` its value if the
+        flag is not given.
+        """
+        group = self.add_argument_group(title)
+
+        def add(name: str, kind: Any, default: Any, text: str, **more: Any) -> None:
+            names = name.split()
+            if kind is bool:
+                group.add_argument(*names, action="store_true", help=text, **more)
+            elif isinstance(kind, list):
+                group.add_argument(*names, choices=kind, default=default, help=text, **more)
+            else:
+                group.add_argument(*names, type=kind, default=default, help=text, **more)
+
+        return add
 
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: {message} (--help lists all arguments)\n")
@@ -97,22 +118,125 @@ def number(kind: type, low: float, high: float = math.inf, below: float = math.i
     return convert
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every script that makes a run folder."""
-    add = parser.add_argument_group("run").add_argument
-    add("--save", metavar="NAME", help="name of the run folder (default: what is run and the time)")
-    add("--note", default="", help="free text for the name of the run folder")
+# kinds of numbers that flags take
+SIZE, COUNT = number(int, 1), number(int, 0)
+RATE, SHARE, PROBABILITY = number(float, 0), number(float, 0, 1), number(float, 0, below=1)
+
+
+def add_data_arguments(parser: Parser, datasets: list[str]) -> None:
+    """Which images, and how they are read and augmented."""
+    add = parser.flags("data")
+    folder = "folder of the datasets, or of your own images"
+    add("--data --tmp_data_dir", str, ".data", folder, dest="data", metavar="DIR")
+    add("--dataset", datasets, "cifar10", "which images")
+    add("--image_size", number(int, 8, 10_000), None, "for folder and imagenet", metavar="PIXELS")
+    add("--bad_images", ["stop", "skip"], "stop", "what unreadable images cause")
+    add("--cutout", bool, False, "erase a random square of every training image")
+    add("--cutout_length", SIZE, None, "its side; default: half of the image's, 16 for CIFAR", metavar="PIXELS")
+
+
+def add_training_arguments(parser: Parser) -> None:
+    """Size of a network, and how its weights are trained."""
+    add = parser.flags("network and training")
+    add("--init_channels", SIZE, 16, "channels of the first cells", metavar="C")
+    add("--layers", number(int, 1, 1000), 8, "number of cells")
+    add("--batch_size", number(int, 2), 64, "per process")
+    add("--epochs", SIZE, 50, "passes over the training images")
+    add("--learning_rate", RATE, 0.025, "of SGD, at epoch 0")
+    add("--learning_rate_min", RATE, 0.0, "of SGD, where the cosine ends")
+    add("--momentum", PROBABILITY, 0.9, "of SGD")
+    add("--weight_decay", RATE, 3e-4, "of SGD")
+    add("--grad_clip", RATE, 5.0, "largest norm of the weights' gradient; 0: any")
+    add("--warmup_epochs", COUNT, 0, "used with batches of more than 256")
+    add("--amp", bool, False, "bfloat16 on CUDA (less memory, not the same digits)")
+    text = "on CUDA compute float32 as TF32, as PyTorch's convolutions do; --no-tf32: in full"
+    parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True, help=text)
+
+
+def add_search_arguments(parser: Parser) -> None:
+    """How the architecture parameters of a supernet are trained."""
+    add = parser.flags("training of the architecture")
+    add("--arch_learning_rate", RATE, 3e-4, "of Adam")
+    add("--arch_weight_decay", RATE, 1e-3, "of Adam")
+    add("--arch_grad_clip", RATE, 0.0, "largest norm of the gradient of alpha, and of that of beta; 0: any")
+    add("--unrolled", bool, False, "second-order gradient of the architecture (DARTS), 3x slower")
+    add("--train_portion", SHARE, 0.5, "of the training images, for the weights; the rest is for the architecture")
+    add("--drop_path_prob", PROBABILITY, 0.0, "of the published commands; without effect, a supernet has none")
+    add("--flops_weight", RATE, 0.0, "weight of the expected multiply-adds in the loss", metavar="LAMBDA")
+    add("--checkpoint_cells", bool, False, "nearly half the memory: cells are computed again in the backward pass")
+    add("--plain", bool, False, "compute as the definitions say, without fast.py: slower, same numbers")
+
+
+def add_run_arguments(parser: Parser) -> None:
+    """Where a run is kept, where it computes, what it says."""
+    add = parser.flags("run")
+    add("--save", str, None, "name of the run folder (default: what is run and the time)", metavar="NAME")
+    add("--note", str, "", "free text for the name of the run folder")
     text = "go on with this run; auto: the newest run of this script with these arguments"
-    folder = {"metavar": "RUN_FOLDER|auto", "nargs": "?", "const": "auto", "action": _Resume}
-    add("--resume", "--resume_path", **folder, help=text)
-    add("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:N")
-    add("--gpu", type=number(int, 0), metavar="N", help="use GPU number N, the same as --device cuda:N")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=0)
-    add("--workers", type=number(int, 0, 1000), default=2, help="processes that load images, where images are files")
-    add("--report_freq", type=number(int, 1), default=50, metavar="STEPS", help="steps between two lines of the log")
+    folder = {"metavar": "RUN_FOLDER|auto", "nargs": "?", "const": "auto", "action": _Resume, "dest": "resume"}
+    add("--resume --resume_path", str, None, text, **folder)
+    add("--device", str, "auto", "auto (cuda if there, else cpu), cpu, cuda, cuda:N")
+    add("--gpu", COUNT, None, "use GPU number N, the same as --device cuda:N", metavar="N")
+    add("--seed", number(int, 0, 2**32 - 1), 0, "of all random numbers")
+    add("--workers", number(int, 0, 1000), 2, "processes that load images, where images are files")
+    add("--report_freq", SIZE, 50, "steps between two lines of the log", metavar="STEPS")
     text = "also write a checkpoint every so many steps inside an epoch (0: at the end of epochs only)"
-    add("--checkpoint_freq", type=number(int, 0), default=0, metavar="STEPS", help=text)
-    add("--quiet", action="store_true", help="no bars, next to nothing on the screen; log.txt stays complete")
+    add("--checkpoint_freq", COUNT, 0, text, metavar="STEPS")
+    add("--quiet", bool, False, "no bars, next to nothing on the screen; log.txt stays complete")
+
+
+def add_cifar100(parser: Parser) -> None:
+    """P-DARTS' name for CIFAR-100."""
+    text = "same as --dataset cifar100"
+    parser.add_argument(
+        "--cifar100", dest="dataset", action="store_const", const="cifar100", default=argparse.SUPPRESS, help=text
+    )
+
+
+def data_arguments(args: argparse.Namespace, device: torch.device) -> dict:
+    """What the functions of lib/data.py that open a dataset are told by the arguments that all scripts have."""
+    return {
+        "name": args.dataset,
+        "root": args.data,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+        "cutout": args.cutout_length if args.cutout else 0,
+        "device": device,
+        "image_size": args.image_size,
+        "workers": args.workers,
+        "rank": rank(),
+        "world_size": world_size(),
+        "bad_images": args.bad_images,
+        "quiet": args.quiet,
+    }
+
+
+def check_longer(epochs: int, before: int, no_schedule: bool) -> None:
+    """UserError where a resumed run asks for other epochs than before: a schedule of those already run depends on it.
+
+    Only a run without any schedule (``no_schedule``) can be made longer.
+    """
+    if epochs < before or epochs > before and not no_schedule:
+        raise UserError(
+            f"--epochs was {before}, now {epochs}: the schedule of the epochs already run depends on it; only a run with"
+            " a constant learning rate (--learning_rate_min equal to --learning_rate), --drop_path_prob 0 and without"
+            " --gumbel, --scale_space or GDAS can be made longer"
+        )
+
+
+def new_folder(stem: str) -> Path:
+    """STEM-TIME, or STEM-TIME-2, ... where another run began in the same second."""
+    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return next(path for n in itertools.count(1) if not (path := Path(stem if n == 1 else f"{stem}-{n}")).exists())
+
+
+def prefix_save(args: argparse.Namespace, kind: str) -> None:
+    """P-DARTS' --save is the beginning of the run folder's name: make it SAVE + kind-NOTE-TIME."""
+    if args.resume is not None:
+        args.given -= {"save"}  # the run keeps the folder it has
+    else:
+        folder = str(new_folder(f"{args.save}{kind}-{args.note}"))
+        args.save = folder if "/" in folder else f"./{folder}"
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -13,6 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+try:
+    import resource
+except ImportError:  # Windows: peak memory is not known
+    resource = None
+
+# What gloo and NCCL say when another process is gone; their errors are plain RuntimeErrors.
+COMMUNICATION = ("gloo", "NCCL", "Connection ", "Timed out", "timed out", "Socket", "peer")
 TIMEOUT = timedelta(seconds=60)  # a collective that waits longer than this for a lost rank ends the run
 
 
@@ -24,13 +30,10 @@ class Diverged(Exception):
     """A loss, gradient or weight is not finite, or the ranks differ; the message says where. Exit code 1."""
 
 
-def start_distributed(device: torch.device) -> tuple[int, int]:
-    """Join the processes of torchrun (nccl on cuda, gloo on cpu); (rank, world size), which is (0, 1) without it."""
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1
-    if not dist.is_initialized():
+def start_distributed(device: torch.device) -> None:
+    """Join the processes of torchrun (nccl on cuda, gloo on cpu), if there are any."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    return dist.get_rank(), dist.get_world_size()
 
 
 def leave_distributed() -> None:
@@ -44,17 +47,26 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process, 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def is_main() -> bool:
     """True for rank 0, the one process that writes files and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def together(collective: Callable, *args: Any) -> Any:
-    """Call a collective of torch.distributed, or what contains one; RankLost if another rank does not answer."""
+    """Call a collective of torch.distributed, or what contains one; RankLost if another rank does not answer.
+
+    Any other error, of the network inside the collective say, is passed on as it is.
+    """
     try:
         return collective(*args)
     except RuntimeError as error:
-        if world_size() == 1 or isinstance(error, torch.OutOfMemoryError):
+        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in COMMUNICATION)
+        if world_size() == 1 or not lost:
             raise
         reason = " ".join(str(error).split())[:150]
         raise RankLost(f"lost another process of this run; --resume goes on from its checkpoint ({reason})") from None
@@ -114,8 +126,10 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory in MB: of the GPU's tensors, or on the CPU of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+def peak_memory_mb() -> float:
+    """Peak memory in MB: of the tensors on the GPU where one is used, otherwise of the process; NaN where not known."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

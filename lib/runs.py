@@ -1,99 +1,289 @@
-"""Run folders: checkpoints that are whole or refused, resuming with the same arguments, stopping on signals."""
+"""A run: its folder, its progress, and what it takes to stop anywhere and go on to the same bits.
+
+run = Run(args, "search.py", "search-cifar10")          # with --resume: the arguments become that run's
+run.keep({"state_dict": network, "optimizer": sgd})     # makes the folder, or restores all from its checkpoint
+for epoch in range(run.epoch, args.epochs):
+    for x, y in run.steps(train):
+        ...
+        run.after_step(meter, loss, norm)
+    run.end_epoch({"epoch": epoch, ...})
+run.close()
+"""
 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import importlib.metadata
-import io
-import itertools
 import json
 import os
-import platform
+import random
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from lib.checkpoints import _previous, load_checkpoint, not_finite, save_checkpoint, write_whole
-from lib.cli import HARMLESS, UserError
-from lib.distributed import Diverged, barrier, is_main, leave_distributed, together, world_size
+from lib.checkpoints import checkpoint_exists, first_not_finite, load_checkpoint, save_checkpoint, write_whole
+from lib.cli import HARMLESS, UserError, new_folder, progress
+from lib.distributed import Diverged, barrier, is_main, leave_distributed, peak_memory_mb, together, world_size
+from lib.run_record import differences, lock_folder, machine, newest_run, plain_arguments, read_record, versions
+from lib.tensorboard import TensorBoard
 
-# ---- the run folder -------------------------------------------------------------------------------------------------
 
+class Run:
+    """A training that can be stopped and resumed, and its folder. Only rank 0 writes.
 
-class RunFolder:
-    """log.txt, args.json, genotype.txt, history.jsonl, timing.jsonl, checkpoint.pt and TensorBoard events of a run.
-
-    Made by create_run and resume_run. Only rank 0 writes; on the other ranks every method but load() is silent.
-    TensorBoard's step is the index of the history line (the epoch, counted over all stages), so that a resumed run
-    can remove the events after its checkpoint.
+    ``epoch`` and ``step`` are the next ones to do; ``saved`` is the checkpoint that a resumed run goes on from, or empty.
+    ``stages`` trainings of --epochs epochs follow each other (P-DARTS); epochs count through all of them.
     """
 
-    def __init__(self, folder: Path, args: argparse.Namespace, script: str) -> None:
-        self.folder, self.script, self.quiet = folder, script, args.quiet
-        self.lines = {"history.jsonl": 0, "timing.jsonl": 0}  # lines written so far
-        self._tensorboard: Any = None
-        self._purge_step = 0  # TensorBoard ignores what an earlier process wrote from this step on
-        if is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
-            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink()
-
-    @classmethod
-    def create(cls, folder: Path | str, args: argparse.Namespace, script: str) -> RunFolder:
-        """Make a new run folder, or take that of a run that ended before its first checkpoint.
-
-        UserError if it holds a run already or another process works in it.
-        """
-        if is_main() and any(Path(folder).glob("checkpoint*.pt")):
-            raise UserError(f"{folder} holds a run already: go on with --resume {folder}, or take another --save")
-        run = cls(Path(folder), args, script)
-        record = {"script": script, "command": shlex.join(["python", *sys.argv]), "args": _arguments(args)}
-        run._write_record(record | {"versions": _versions(), "seed": args.seed})
-        run.log(f"run folder: {folder}", always=True)
-        return run
-
-    @classmethod
-    def resume(
-        cls,
-        folder: Path | str,
+    def __init__(
+        self,
         args: argparse.Namespace,
         script: str,
+        name: str,
+        stages: int = 1,
         may_change: Iterable[str] = (),
-        check: Callable[[argparse.Namespace, dict], None] = lambda args, stored: None,
-    ) -> RunFolder:
-        """Go on with a run folder, or for "auto" with the newest that has these arguments and a checkpoint.
+        check: Callable[[argparse.Namespace, dict], None] | None = None,
+    ) -> None:
+        """Take over the arguments of the run that --resume names, or choose a folder for a new one.
 
-        Arguments that were not given on the command line take the run's values (args is changed in place). Given ones
-        must equal the run's, except those in HARMLESS and `may_change`; UserError names the others.
-        `check(args, the run's arguments)` may raise one too: a resumption that is refused leaves the folder as it was.
+        A resumed run keeps its arguments; given ones must equal them, except HARMLESS ones and those in ``may_change``,
+        which ``check(args, the run's arguments)`` may refuse. UserError names others; the folder is left as it was.
         """
-        free = HARMLESS | set(may_change)
-        args.given = getattr(args, "given", set(vars(args)))  # without parse(): take all as given
-        folder = _newest(args, script, free) if str(folder) == "auto" else Path(folder)
-        record = _read_record(folder)
-        if record["script"] != script:
-            raise UserError(f"{folder} is a run of {record['script']}: python {record['script']} --resume {folder}")
-        if differences := _differences(record["args"], args, free):
-            raise UserError(f"{folder} goes on only with its own arguments; leave out: {', '.join(differences)}")
-        vars(args).update({name: value for name, value in record["args"].items() if name not in args.given})
-        check(args, record["args"])
-        run = cls(folder, args, script)
-        run.log(f"run folder: {folder} (resumed)", always=True)
-        if record["versions"] != _versions():
-            run.log(f"warning: begun with {record['versions']}, now {_versions()}: last digits may differ", always=True)
-        resumed = [*record.get("resumed", []), shlex.join(["python", *sys.argv])]
-        run._write_record(record | {"args": _arguments(args), "resumed": resumed})
-        return run
+        self.args, self.script, self.stages = args, script, stages
+        self.epoch = self.step = 0
+        self.saved: dict = {}
+        self._kept: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
+        self._signals: Signals | None = None
+        self._started, self._cpu_started = time.time(), time.process_time()
+        self._first_step, self._num_steps, self._num_images = 0, 1, 0
+        self._lines = {"history.jsonl": 0, "timing.jsonl": 0}  # written so far
+        self.resumed = args.resume is not None
+        if self.resumed:
+            free = HARMLESS | {"batch_size"} | set(may_change)  # the checkpoint says which batch sizes go on
+            self.folder = newest_run(args, script, free) if str(args.resume) == "auto" else Path(args.resume)
+            self._record = read_record(self.folder)
+            if self._record["script"] != script:
+                other = self._record["script"]
+                raise UserError(f"{self.folder} is a run of {other}: python {other} --resume {self.folder}")
+            stored = self._record["args"]
+            if different := differences(stored, args, free):
+                raise UserError(f"{self.folder} goes on only with its own arguments; leave out: {', '.join(different)}")
+            vars(args).update({name: value for name, value in stored.items() if name not in args.given})
+            if check is not None:
+                check(args, stored)
+            self.saved = self._read_checkpoint()
+            self.epoch, self.step = self.saved.get("epoch", 0), self.saved.get("step", 0)
+        elif args.save:
+            self.folder = Path(args.save) if "/" in args.save else Path("logs") / args.save
+        else:
+            self.folder = new_folder(f"logs/{name}-{args.note}" if args.note else f"logs/{name}")
+
+    # ---- what checkpoints hold ----
+
+    def keep(self, objects: dict[str, Any], facts: dict[str, Any] | None = None) -> None:
+        """Let checkpoints hold these objects' state_dict(), and ``facts`` as they are (plain values).
+
+        The first call makes the run folder; in a resumed run it restores the objects and the random generators from the
+        last checkpoint. Later calls (a new stage) replace what has the same name.
+        """
+        self._kept |= objects
+        self._facts |= facts or {}
+        if self._signals is None:
+            self._open()
+        if self.saved:
+            self._restore()
+            self.saved = {}
+
+    def _open(self) -> None:
+        if is_main():
+            if not self.resumed and checkpoint_exists(self.folder / "checkpoint.pt"):
+                raise UserError(
+                    f"{self.folder} holds a run already: go on with --resume {self.folder}, or take another --save"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(self.folder)
+            for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink()
+        command, arguments = shlex.join(["python", *sys.argv]), plain_arguments(self.args)
+        if self.resumed:
+            self.log(f"run folder: {self.folder} (resumed)", always=True)
+            if self._record["versions"] != versions():
+                was, now = self._record["versions"], versions()
+                self.log(f"warning: begun with {was}, now {now}: last digits may differ", always=True)
+            record = self._record | {"args": arguments, "resumed": [*self._record.get("resumed", []), command]}
+        else:
+            record = {"script": self.script, "command": command, "args": arguments, "versions": versions()}
+            record |= {"seed": self.args.seed} | machine()
+        if is_main():
+            write_whole(self.folder / "args.json", json.dumps(record, indent=1) + "\n")
+        if not self.resumed:
+            self.log(f"run folder: {self.folder}", always=True)
+        self._lines |= self.saved.get("lines", {})
+        barrier()  # nobody cuts while another still reads
+        if is_main():
+            for name, count in self._lines.items():
+                self._cut(self.folder / name, count)
+        self.tensorboard = TensorBoard(self.folder, first_step=self._lines["history.jsonl"])
+        self._signals = Signals()
+        total = self.stages * self.args.epochs
+        self._epochs_bar = self._bar(None, "epochs", total, self.epoch) if total > self.epoch else None
+
+    def _read_checkpoint(self) -> dict:
+        """The last good checkpoint, {} if there is none yet."""
+        path = self.folder / "checkpoint.pt"
+        if not checkpoint_exists(path):
+            return {}
+        saved = load_checkpoint(path)
+        if not {"lines", "epoch", "step", "rng", "global_batch"} <= saved.keys():
+            raise UserError(f"{path}: not the checkpoint of a run of this version, it cannot go on; start a new run")
+        processes, batch = saved["processes"], saved["global_batch"]
+        if saved["step"] and processes != world_size():
+            raise UserError(
+                f"{self.folder} was stopped inside an epoch with {processes} processes, now there are {world_size()}:"
+                " resume it with as many; between two epochs another number can go on"
+            )
+        if batch != self.args.batch_size * world_size():
+            advice = f"--batch_size {batch // world_size()}" if batch % world_size() == 0 else "another number"
+            raise UserError(
+                f"{self.folder} has batches of {batch} images over all processes, now {self.args.batch_size} x"
+                f" {world_size()}: take {advice}"
+            )
+        return saved
+
+    def _restore(self) -> None:
+        if self._facts.get("data_hash") != self.saved.get("data_hash"):
+            raise UserError(
+                f"{self.folder}: the images are not those that the run began with (files were added, removed or"
+                " changed), and it goes on with those only: restore them, or start a new run"
+            )
+        try:
+            for name, kept in self._kept.items():
+                kept.load_state_dict(self.saved[name])
+            set_rng_state(self.saved["rng"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:60]
+            raise UserError(f"{self.folder}: its checkpoint is of another run or another version ({reason})") from None
+
+    def _save(self, best: bool = False) -> None:
+        """Write a checkpoint.
+
+        Diverged if a number in it is not finite, which losses and gradients do not show: they precede the step.
+        """
+        state = {name: kept.state_dict() for name, kept in self._kept.items()} | self._facts  # collectives: all ranks
+        if is_main():
+            if bad := first_not_finite(state):
+                where = f"epoch {self.epoch}, step {self.step}"
+                raise Diverged(f"{where}: {bad} is not finite; the last checkpoint is from before")
+            state |= {"epoch": self.epoch, "step": self.step, "rng": rng_state(), "lines": self._lines}
+            state |= {"processes": world_size(), "global_batch": self.args.batch_size * world_size()}
+            if best:
+                save_checkpoint(self.folder / "best.pt", state)
+            save_checkpoint(self.folder / "checkpoint.pt", state)
+
+    # ---- steps ----
+
+    def steps(self, loader: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of this epoch that are left, under a progress bar."""
+        self._started, self._cpu_started = time.time(), time.process_time()
+        self._first_step, self._pending = self.step, []
+        self._num_images, self._num_steps = loader.num_images, len(loader)
+        batches = loader.epoch(self.epoch, self.step)
+        self._steps_bar = self._bar(batches, f"epoch {self.epoch}", len(loader), self.step)
+        for batch in self._steps_bar:
+            if not is_main():  # dropout and drop path of its own; what must agree has generators of its own
+                place = int(os.environ["RANK"]), self.epoch, self.step
+                torch.manual_seed(int(np.random.SeedSequence(self.args.seed, spawn_key=place).generate_state(1)[0]))
+            yield batch
+
+    def after_step(
+        self,
+        meter: Any,
+        loss: torch.Tensor,
+        norm: torch.Tensor,
+        arch_norm: torch.Tensor | None = None,
+        note: str = "",
+    ) -> None:
+        """Count the step, report ``meter``, leave if a signal came, write a checkpoint if one is due.
+
+        Diverged if loss or gradient norms are not finite: at once on a CPU, on a GPU with the next report, since a look
+        at every step would make it wait.
+        """
+        values = [value.detach() for value in (loss, norm, arch_norm) if value is not None]
+        self._pending.append((self.step, torch.stack([value.float() for value in values])))
+        on_cpu = not loss.is_cuda
+        if on_cpu:
+            self._check_numbers()
+        self.step += 1
+        args, bar = self.args, self._steps_bar
+        due = self.step % args.report_freq == 0 or self.step == self._num_steps
+        if due or (on_cpu and world_size() == 1 and not bar.disable):
+            self._report(meter, note, due)
+        if (world_size() == 1 or self.step % args.report_freq == 0) and self._signals.arrived():
+            self._check_numbers()
+            self._save()
+            self.log(f"stopped by signal {self._signals.number} at epoch {self.epoch}, step {self.step}")
+            self.close()
+            self._signals.leave(self.resume_command)
+        if args.checkpoint_freq and self.step % args.checkpoint_freq == 0:
+            self._check_numbers()
+            self._save()
+
+    def _report(self, meter: Any, note: str, due: bool) -> None:
+        if due:
+            self._check_numbers()
+        train, bar = meter.read(), self._steps_bar
+        images = (self.step - self._first_step) * self.args.batch_size * world_size()
+        speed = f"{images / (time.time() - self._started):.0f} images/s"
+        bar.set_postfix_str(f"loss {train.loss:.3f}, acc {train.top1:.1f}%, {speed}{note}", refresh=False)
+        if due:  # on a terminal the bar says it
+            text = f"epoch {self.epoch} step {self.step}/{self._num_steps}: loss {train.loss:.4f}"
+            text += f", accuracy {train.top1:.2f} %{note}, {speed}"
+            self.log(text, screen=bar.disable or not sys.stdout.isatty())
+
+    def _check_numbers(self) -> None:
+        for step, values in self._pending:
+            if not values.isfinite().all():
+                loss, norm, arch_norm = (values.tolist() + [0.0])[:3]
+                saved = checkpoint_exists(self.folder / "checkpoint.pt")
+                advice = "the last checkpoint is from before: --resume it, or " if saved else ""
+                raise Diverged(
+                    f"epoch {self.epoch}, step {step}: loss {loss:.4g}, gradient norm {norm:.4g} (architecture"
+                    f" {arch_norm:.4g}); {advice}start with a lower --learning_rate"
+                )
+        self._pending.clear()
+
+    def end_epoch(self, line: dict, pictures: Callable[[], dict] = dict, best: bool = False) -> None:
+        """Append the epoch's line to history.jsonl, its timing, its TensorBoard events, and write the checkpoint.
+
+        ``pictures()`` are figures and images by name, for TensorBoard; ``best``: the checkpoint is also best.pt.
+        """
+        seconds = time.time() - self._started
+        images = (1 - self._first_step / self._num_steps) * self._num_images
+        timing = {key: line[key] for key in ("stage", "epoch") if key in line}
+        timing |= {"seconds": round(seconds, 2), "cpu_seconds": round(time.process_time() - self._cpu_started, 2)}
+        timing |= {"images_per_second": round(images / seconds, 1), "peak_memory_mb": round(peak_memory_mb(), 1)}
+        self._append("history.jsonl", line)  # what two identical runs have in common
+        self._append("timing.jsonl", timing)  # all that differs
+        last = self.epoch + 1 == self.stages * self.args.epochs
+        if is_main():
+            self.tensorboard.write(line, pictures(), plain_arguments(self.args) if last else None)
+        self.epoch, self.step = self.epoch + 1, 0
+        self._save(best)
+        words = {"valid_acc": "validation accuracy", "test_acc": "test accuracy", "best_acc": "best"}
+        shown = [f"{text} {line[name]:.1f}%" for name, text in words.items() if line.get(name) is not None]
+        self._epochs_bar.set_postfix_str(", ".join(shown), refresh=False)
+        self._epochs_bar.update()
+
+    # ---- the folder ----
 
     @property
     def resume_command(self) -> str:
@@ -102,73 +292,27 @@ class RunFolder:
         return f"{python} {self.script} --resume {shlex.quote(str(self.folder))}"
 
     def log(self, text: str, always: bool = False, screen: bool = True) -> None:
-        """One line to log.txt with the time, and to the screen if `screen` and not --quiet, or if `always`."""
+        """One line to log.txt with the time, and to the screen if ``screen`` and not --quiet, or if ``always``."""
         if is_main():
             with open(self.folder / "log.txt", "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-            if always or (screen and not self.quiet):
+            if always or (screen and not self.args.quiet):
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
 
-    def history(self, line: dict) -> None:
-        """Append a line to history.jsonl: what two identical runs have in common."""
-        self._append("history.jsonl", line)
-
-    def timing(self, line: dict) -> None:
-        """Append a line to timing.jsonl: seconds, images/s, memory, all that differs between two identical runs."""
-        self._append("timing.jsonl", line)
-
-    def genotype(self, text: str) -> None:
-        """Write the current best guess, one line, to genotype.txt."""
+    def write(self, name: str, text: str) -> None:
+        """Write a small file of the folder, such as genotype.txt, whole."""
         if is_main():
-            write_whole(self.folder / "genotype.txt", f"{text}\n")
-
-    def checkpoint(self, state: dict, name: str = "checkpoint.pt") -> None:
-        """Write a checkpoint (rank 0's state) and, in it, the number of lines of history that belong to it.
-
-        Diverged if a number in it is not finite, which losses and gradients do not show: they precede the step that
-        changed the weights.
-        """
-        if is_main():
-            if bad := not_finite(state):
-                where = f"epoch {state.get('epoch')}, step {state.get('step')}"
-                raise Diverged(f"{where}: {bad} is not finite; the last checkpoint is from before")
-            save_checkpoint(self.folder / name, state | {"lines": self.lines})
-
-    def load(self) -> dict | None:
-        """The state of the last good checkpoint, None if there is none yet; later lines of history are cut off."""
-        path = self.folder / "checkpoint.pt"
-        barrier()  # nobody reads while rank 0 still writes
-        state = load_checkpoint(path) if path.exists() or _previous(path).exists() else None
-        if state is not None and "lines" not in state:
-            raise UserError(f"{path}: not the checkpoint of a run, it has {', '.join(map(str, state))[:80]}")
-        self.lines = dict(state["lines"]) if state else dict.fromkeys(self.lines, 0)
-        self._purge_step = self.lines["history.jsonl"]
-        if is_main():
-            for name, count in self.lines.items():
-                self._cut(self.folder / name, count)
-        barrier()  # nobody goes on, and writes, while another still reads
-        return state
-
-    @property
-    def tensorboard(self) -> Any:
-        """The SummaryWriter of the run folder, made when first used; one that does nothing on the other ranks."""
-        if self._tensorboard is None and is_main():
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._tensorboard = SummaryWriter(str(self.folder), purge_step=self._purge_step)
-        return self._tensorboard or _Silent()
+            write_whole(self.folder / name, f"{text}\n")
 
     def close(self) -> None:
-        """Flush TensorBoard and release the lock (the end of the process does so too)."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if is_main():
+        """Take down bars and signal handlers, flush TensorBoard, release the lock."""
+        if self._epochs_bar is not None:
+            self._epochs_bar.close()
+        self._signals.restore()
+        self.tensorboard.close()
+        if is_main() and self._lock is not None:
             self._lock.close()
-
-    def _write_record(self, record: dict) -> None:
-        if is_main():
-            write_whole(self.folder / "args.json", json.dumps(record, indent=1) + "\n")
 
     def _append(self, name: str, line: dict) -> None:
         if is_main():
@@ -180,160 +324,60 @@ class RunFolder:
                     os.fsync(file.fileno())
             except OSError as error:  # which would not say of which file
                 raise OSError(error.errno, error.strerror, str(path)) from None
-        self.lines[name] += 1
+        self._lines[name] += 1
 
     def _cut(self, path: Path, count: int) -> None:
+        """Remove the lines that were written after the checkpoint."""
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if len(lines) < count:
             self.log(f"warning: {path} has {len(lines)} lines, its checkpoint was written after {count}", always=True)
         elif len(lines) > count:
             write_whole(path, b"".join(lines[:count]))
 
-
-class _Silent:
-    """Takes any call and does nothing."""
-
-    def __getattr__(self, name: str) -> Callable:
-        return lambda *args, **kwargs: None
+    def _bar(self, iterable: Iterable | None, name: str, total: int, initial: int) -> tqdm:
+        """A progress bar that fits into 80 columns."""
+        shape = "{desc} {bar} {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+        return progress(iterable, self.args.quiet, desc=name, total=total, initial=initial, bar_format=shape)
 
 
-def _lock(folder: Path) -> io.TextIOBase:
-    """Lock the folder for this process: a POSIX lock, which forked loader workers do not keep and any death frees."""
-    file = open(folder / "lock", "a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise UserError(f"{folder} is in use by another process: stop that one, or take another --save") from None
-    return file
+# ---- random generators ----------------------------------------------------------------------------------------------
 
 
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+def rng_state() -> dict:
+    """The state of the global generators, as plain values and tensors that weights_only loading accepts."""
+    name, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None  # of the device that this process uses
+    state = {"python": random.getstate(), "numpy": (name, keys.tolist(), *rest)}
+    return state | {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def _arguments(args: argparse.Namespace) -> dict:
-    """The arguments as they come back from args.json."""
-    plain = {name: value for name, value in vars(args).items() if name not in ("given", "resume")}
-    return json.loads(json.dumps(plain, default=str))
+def set_rng_state(state: dict) -> None:
+    """Restore what rng_state() returned; a GPU's state only where there is a GPU."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
-def _read_record(folder: Path) -> dict:
-    try:
-        record = json.loads((folder / "args.json").read_text())
-        if isinstance(record["args"], dict) and "versions" in record and isinstance(record["script"], str):
-            return record
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise UserError(
-        f"--resume {folder}: not a run folder (no readable args.json); expected one like logs/NAME, or auto"
-    )
+# ---- signals --------------------------------------------------------------------------------------------------------
 
 
-def _differences(stored: dict, args: argparse.Namespace, free: set[str]) -> list[str]:
-    """The arguments given on the command line that are not the stored ones, as "--batch_size (was 64, now 32)"."""
-    new = {name: value for name, value in _arguments(args).items() if name in args.given - free}
-    return [f"--{n} (was {stored.get(n)}, now {v})" for n, v in new.items() if n not in stored or stored[n] != v]
+class Signals:
+    """SIGTERM (pre-emption) or SIGINT (Ctrl-C) ends a run after its step, the second one at once."""
 
-
-def _newest(args: argparse.Namespace, script: str, free: set[str]) -> Path:
-    """The folder beside --save or in logs/ with the newest checkpoint of this script and the given arguments."""
-    root, found = os.path.dirname(args.save or "") or "logs", []
-    for checkpoint in Path(root).glob("*/checkpoint*.pt"):
-        try:
-            record = _read_record(checkpoint.parent)
-        except UserError:
-            continue
-        if record["script"] == script and not _differences(record["args"], args, free):
-            found.append((checkpoint.stat().st_mtime_ns, checkpoint.parent))
-    if not found:
-        raise UserError(f"--resume auto: {root}/ has no run of {script} with these arguments and a checkpoint")
-    return max(found)[1]
-
-
-def resume_run(args: argparse.Namespace, script: str, may_change: Iterable[str] = ("epochs",)) -> RunFolder | None:
-    """The run that --resume names, whose arguments ``args`` takes over; None without --resume."""
-    if args.resume is None:
-        return None
-    return RunFolder.resume(args.resume, args, script, may_change, check_epochs)
-
-
-def create_run(args: argparse.Namespace, script: str, name: str) -> RunFolder:
-    """A new run folder: --save, below logs/ if it is a plain name, or one named after what is run and the time."""
-    if args.save:
-        folder = Path(args.save) if "/" in args.save else Path("logs") / args.save
-    else:
-        folder = new_folder(f"logs/{name}-{args.note}" if args.note else f"logs/{name}")
-    return RunFolder.create(folder, args, script)
-
-
-def new_folder(stem: str) -> Path:
-    """STEM-TIME, or STEM-TIME-2, ... where another run began in the same second."""
-    stem = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return next(path for n in itertools.count(1) if not (path := Path(stem if n == 1 else f"{stem}-{n}")).exists())
-
-
-def check_epochs(args: argparse.Namespace, stored: dict) -> None:
-    """A resumed run keeps its number of epochs, unless nothing before depends on it: then more may be asked for."""
-    epochs = stored["epochs"]
-    if args.epochs == epochs:
-        return
-    constant = args.learning_rate_min == args.learning_rate and getattr(args, "lr_scheduler", "cosine") == "cosine"
-    drop_path = hasattr(args, "lr_scheduler") and args.drop_path_prob  # in a search it has no effect
-    falling_tau = getattr(args, "gumbel", False) or getattr(args, "method", "") == "gdas"
-    scaled = getattr(args, "scale_space", False)
-    if args.epochs < epochs or not constant or falling_tau or drop_path or scaled:
-        raise UserError(
-            f"--epochs was {epochs}, now {args.epochs}: the schedule of the epochs already run depends on it; only a"
-            " run with a constant learning rate (--learning_rate_min equal to --learning_rate), --drop_path_prob 0 and"
-            " without --gumbel, --scale_space or GDAS can be made longer"
-        )
-
-
-def retrain_command(script: str, args: dict, folder: str | Path) -> str:
-    """The command that trains the genotype of a search from scratch, with the settings of the papers.
-
-    ``script`` ("search.py" or "train_search.py") and ``args`` are the search's, as args.json has them; ``folder`` is
-    its run folder.
-    """
-    dataset, images, size = (args.get(name) for name in ("dataset", "data", "image_size"))
-    pdarts = script == "train_search.py"
-    if dataset == "imagenet":  # all of it, where a search has seen a part
-        flags = ["train_imagenet.py"] if pdarts else ["retrain.py", "--dataset", dataset, "--data", ".data/imagenet"]
-    else:
-        flags = ["train_cifar.py"] if pdarts else ["retrain.py"]
-        short = {"cifar10": [], "cifar100": ["--cifar100"]} if pdarts else {}
-        flags += short.get(dataset, ["--dataset", dataset])
-        flags += ["--tmp_data_dir" if pdarts else "--data", images] if images not in (None, ".data") else []
-        flags += ["--image_size", str(size)] if size else []
-        flags.append("--cutout")
-    return shlex.join(["python", *flags, "--auxiliary", "--arch", str(folder)])
-
-
-class Stop:
-    """Context manager: SIGTERM (pre-emption) or SIGINT (Ctrl-C) ends the loop after its step, the second one at once.
-
-    with Stop() as stop:
-        for ...:
-            step()
-            if stop.agreed():
-                run.checkpoint(state)
-                stop.exit(run.resume_command)
-    """
-
-    def __enter__(self) -> Stop:
-        self.signal: int | None = None
+    def __init__(self) -> None:
+        self.number: int | None = None
         self._pid = os.getpid()
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
 
-    def __exit__(self, *exception: object) -> None:
+    def restore(self) -> None:
+        """Put back the handlers that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
-        self.signal = number
+        self.number = number
         if "TORCHELASTIC_RUN_ID" in os.environ:
             return  # torchrun sends a signal more than once, and kills what does not end in its own time
         for repeated in self._before:
@@ -341,19 +385,19 @@ class Stop:
         if os.getpid() == self._pid:  # forked loader workers have this handler too
             os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
-    def agreed(self) -> bool:
+    def arrived(self) -> bool:
         """True if any rank got a signal; the same on all ranks (a collective: all call it at the same step)."""
         if world_size() > 1:
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            flag = torch.tensor(self.signal or 0, device=device)
+            flag = torch.tensor(self.number or 0, device=device)
             together(dist.all_reduce, flag, dist.ReduceOp.MAX)
-            self.signal = flag.item() or None
-        return self.signal is not None
+            self.number = flag.item() or None
+        return self.number is not None
 
-    def exit(self, resume_command: str) -> None:
+    def leave(self, resume_command: str) -> None:
         """Print how to go on, as the last line, and leave with 143 (SIGTERM) or 130 (SIGINT)."""
         if is_main():
             tqdm.write(f"stopped; this goes on with it:\n{resume_command}", file=sys.stdout)  # above the bars
             sys.stdout.flush()
         leave_distributed()
-        sys.exit(128 + self.signal)
+        sys.exit(128 + self.number)

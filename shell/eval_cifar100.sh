@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the released CIFAR-100 network.
+# Test the released CIFAR-100 network (the paper has 16.26 % test error).
 set -eu
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 "$PYTHON" evaluate.py \

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # DDSAS on CIFAR-10 in the shrinking space: 112 operations to 42 over 60 epochs.
+# The cell found is recorded in genotypes.py as DDSAS_cifar10_search; a second search of that name replaces it.
 set -eu
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 "$PYTHON" search.py \
@@ -22,4 +23,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
     --grad_clip 5 \
     --train_portion 0.5 \
     --seed 0 \
+    --arch DDSAS_cifar10_search \
     "$@"

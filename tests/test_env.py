@@ -1,13 +1,14 @@
-"""shell/env.sh: which Python the scripts take, and what is said before anything is installed."""
+"""shell/env.sh: which Python the scripts take, what is said before anything is installed; the lists of requirements."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ENV = Path(__file__).resolve().parent.parent / "shell/env.sh"
+ROOT = Path(__file__).resolve().parent.parent
 # stands for python3: has what is required if $HAS says so; makes environments of itself, and writes down what pip does
 PYTHON = """#!/bin/sh
 case "$1 $2" in
@@ -22,10 +23,9 @@ esac
 @pytest.fixture
 def source(tmp_path):
     """Sources env.sh in a project of its own, with an active environment; returns the lines it says and $PYTHON."""
-    (tmp_path / "shell").mkdir()
-    shutil.copy(ENV, tmp_path / "shell/env.sh")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python3").write_text(PYTHON)
+    for folder, name, text in (("shell", "env.sh", (ROOT / "shell/env.sh").read_text()), ("bin", "python3", PYTHON)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text)
     (tmp_path / "bin/python3").chmod(0o755)
 
     def source(**variables: str) -> tuple[list[str], str]:
@@ -38,20 +38,18 @@ def source(tmp_path):
     return source
 
 
-def test_the_active_environment_is_taken_if_it_satisfies(source, tmp_path):
+def test_an_environment_is_taken_if_it_satisfies_and_announced_before_it_is_made(source, tmp_path):
     assert source(HAS="yes") == ([], "/bin/python3")
-    assert not (tmp_path / ".venv").exists()
-
-
-def test_gigabytes_are_announced_before_they_are_installed_and_can_be_declined(source, tmp_path):
     assert source(HAS="no", PYTHON="/any/python") == ([], "/any/python") and not (tmp_path / ".venv").exists()
     (made, announced, pip), python = source(HAS="no")
     assert python == "/.venv/bin/python" and "making .venv with Python 3.12" in made
     assert "some GB" in announced and "PYTHON=" in announced and pip.startswith("pip: -m pip install")
-
-
-def test_an_environment_made_before_is_taken(source, tmp_path):
-    (tmp_path / ".venv/bin").mkdir(parents=True)
+    shutil.copy(tmp_path / "bin/python3", tmp_path / ".venv/bin/python")
     (tmp_path / ".venv/bin/python").write_text(PYTHON.replace('"$HAS" = yes', "1 = 1"))
-    (tmp_path / ".venv/bin/python").chmod(0o755)
-    assert source(HAS="no") == ([], "/.venv/bin/python")
+    assert source(HAS="no") == ([], "/.venv/bin/python")  # made before
+
+
+def test_the_tests_install_what_the_extras_of_pyproject_name():
+    extras = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("[tool")[0]
+    named = set(re.findall(r'"([a-z]+>=[0-9.]+)"', extras))
+    assert len(named) == 4 and named <= set((ROOT / "tests/requirements.txt").read_text().split())

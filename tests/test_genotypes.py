@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -18,29 +18,27 @@ from hypothesis import strategies as st
 
 import genotypes
 import operations
-from genotypes import NODES, PRIMITIVES, Genotype
+from genotypes import PRIMITIVES, Genotype, Genotype201
+from lib import cli, genotype_io
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ("DDSAS_cifar10", "DDSAS_cifar100", "DDSAS_imagenet", "PDARTS", "DARTS_V1", "DARTS_V2")
-
-OPS = st.sampled_from(PRIMITIVES[1:])
-CELLS = st.tuples(*(st.tuples(OPS, st.integers(0, 1 + index // 2)) for index in range(2 * NODES))).map(list)
-CONCATS = st.one_of(
-    st.just(range(2, 6)),
-    st.lists(st.integers(2, 5), min_size=1, max_size=4, unique=True).filter(lambda c: c != [2, 3, 4, 5]),
-)
-GENOTYPES = st.builds(Genotype, CELLS, CONCATS, CELLS, CONCATS)
+CELL = "|nor_conv_3x3~0|+|nor_conv_1x1~0|avg_pool_3x3~1|+|none~0|skip_connect~1|nor_conv_3x3~2|"
 
 
-def is_buildable(genotype: Genotype) -> bool:
-    """What `validate` promises, written a second time."""
-    for cell, concat in ((genotype.normal, genotype.normal_concat), (genotype.reduce, genotype.reduce_concat)):
-        if len(cell) != 8 or not set(concat) <= {2, 3, 4, 5} or len(concat) != len(set(concat)) or not concat:
-            return False
-        for index, (op, source) in enumerate(cell):
-            if op not in set(PRIMITIVES) - {"none"} or source not in range(2 + index // 2) or type(source) is not int:
-                return False
-    return True
+def is_buildable(genotype: Genotype | Genotype201) -> bool:
+    """What `parse` promises, written a second time."""
+    if isinstance(genotype, Genotype201):
+        return len(genotype.ops) == 6 and set(genotype.ops) <= set(genotypes.SPACES["nasbench201"].primitives)
+    concats = [list(genotype.normal_concat), list(genotype.reduce_concat)]
+    cells = genotype.normal, genotype.reduce
+    pairs = [(op, source, 2 + i // 2) for cell in cells for i, (op, source) in enumerate(cell)]
+    return (
+        [*map(len, cells)] == [8, 8]
+        and all(concat and set(concat) <= {2, 3, 4, 5} and len(set(concat)) == len(concat) for concat in concats)
+        and {op for op, _, _ in pairs} <= set(operations.OPS) - {"none"}
+        and all(type(source) is int and 0 <= source < node for _, source, node in pairs)
+    )
 
 
 # --- nothing is executed ----------------------------------------------------------------------------------------------
@@ -57,7 +55,7 @@ def watch(event: str, args: tuple) -> None:
 sys.addaudithook(watch)
 
 
-def parse(text: str) -> Genotype | None:
+def parse(text: str) -> Genotype | Genotype201 | None:
     """The genotype, None if it is refused with a ValueError of one line; fails if anything is executed."""
     global executed
     executed = []
@@ -65,7 +63,7 @@ def parse(text: str) -> Genotype | None:
         genotype = genotypes.parse(text)
     except ValueError as error:
         genotype, message = None, str(error)
-        assert "\n" not in message and len(message) < 400
+        assert message.isprintable() and len(message) < 400 and isinstance(error, cli.UserError)
     finally:
         events, executed = executed, None
     assert not events
@@ -82,29 +80,21 @@ HOSTILE = {
     "after": f"{LITERAL}; {CODE}",
     "before": f"{CODE}\n{LITERAL}",
     "comprehension": LITERAL.replace("range(2, 6)", "[i for i in range(2, 6)]", 1),
-    "lambda": f"Genotype(normal=(lambda: {CODE})(), normal_concat=[2], reduce=[], reduce_concat=[2])",
     "f-string": LITERAL.replace("'skip_connect'", f'f"{{{CODE}}}"', 1),
-    "star": "Genotype(*[1, 2, 3, 4])",
-    "keywords": "Genotype(**{'normal': 1})",
     "attribute": LITERAL.replace("Genotype(", "Genotype.__class__(", 1),
     "other name": LITERAL.replace("Genotype(", "eval(", 1),
-    "other call": LITERAL.replace("range(", "exit(", 1),
-    "walrus": f"(Genotype := {CODE})",
-    "decorator": f"@{CODE}\ndef f(): pass",
     "huge range": LITERAL.replace("range(2, 6)", "range(0, 10**12)", 1),
-    "large range": LITERAL.replace("range(2, 6)", "range(0, 1000000000000)", 1),
     "huge number": LITERAL.replace("0", "9" * 5000, 1),
     "power": LITERAL.replace("0", "9**9**9", 1),
-    "deep": "(" * 4000 + ")" * 4000,
+    "deep": "Genotype(" + "(" * 4000 + ")" * 4000,
     "deep list": LITERAL.replace("range(2, 6)", "[" * 150 + "2" + "]" * 150, 1),
-    "minus": LITERAL.replace("0", "-" * 4000 + "1", 1),
     "plus": LITERAL.replace("0", "+".join("1" * 2000), 1),
     "zero byte": LITERAL + "\0",
     "long": LITERAL + " " * 10_000 + ";",
-    "endless": "Genotype(" * 1000,
+    "many starts": "genotype: = |" * 700 + "~",
     "true as a source": LITERAL.replace("0", "True", 1),
-    "float as a source": LITERAL.replace("0", "0.0", 1),
-    "step of zero": LITERAL.replace("range(2, 6)", "range(2, 6, 0)", 1),
+    "cell": CELL.replace("none", CODE),
+    "operations": f"Genotype201(ops=[{CODE}] * 6)",
 }
 
 
@@ -118,18 +108,11 @@ def test_code_and_bombs_are_refused(name):
     assert time.time() - started < 2 and not Path("/tmp/executed").exists()
 
 
-@settings(deadline=None)
-@given(st.text() | st.text().map("Genotype({})".format) | st.binary().map(lambda data: data.decode("latin-1")))
-def test_any_text_is_a_genotype_or_refused(text):
-    parse(text)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_mutated_literal_is_a_genotype_or_refused(data):
-    words = ["range", "None", "True", "lambda:", "...", "1e999", "x", "**", "é"]
+@settings(max_examples=250, deadline=None)
+@given(st.data(), st.sampled_from([LITERAL, CELL, f"x = {CELL}"]) | st.text())
+def test_any_text_is_a_genotype_or_refused(data, text):
+    words = ["range", "None", "True", "lambda:", "...", "1e999", "x", "**", "é", "|", "~"]
     tokens = [*PRIMITIVES, *"0123456789()[],='\"-+*.:{} \n\0#", *words]
-    text = LITERAL
     for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, len(text)))
         end = min(len(text), start + data.draw(st.integers(0, 6)))
@@ -137,50 +120,37 @@ def test_mutated_literal_is_a_genotype_or_refused(data):
     parse(text)
 
 
-ATOMS = (
-    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.sampled_from(PRIMITIVES) | st.binary(max_size=3)
-)
-NESTED = [lambda x: st.lists(x, max_size=9), lambda x: st.tuples(x, x), lambda x: st.dictionaries(st.integers(0, 9), x)]
-LITERALS = st.recursive(ATOMS, lambda inner: st.one_of(*(nest(inner) for nest in NESTED)), max_leaves=20)
-
-
-@settings(max_examples=200, deadline=None)
-@given(GENOTYPES, st.sampled_from(Genotype._fields), st.data())
-def test_genotype_with_any_other_value_in_it_is_buildable_or_refused(genotype, field, data):
-    value = getattr(genotype, field)
-    other = data.draw(LITERALS)
-    if data.draw(st.booleans()) and isinstance(value, list):  # a part of the field
-        index = data.draw(st.integers(0, len(value) - 1))
-        if field in ("normal", "reduce") and data.draw(st.booleans()):
-            pair = list(value[index])
-            pair[data.draw(st.integers(0, 1))] = other
-            other = tuple(pair)
-        other = [*value[:index], other, *value[index + 1 :]]
-    genotype = genotype._replace(**{field: other})
-    try:
-        assert is_buildable(genotypes.validate(genotype))
-    except ValueError as error:
-        assert "\n" not in str(error)
-    parse(str(genotype))
-
-
 # --- what people have at hand -----------------------------------------------------------------------------------------
 
 
-@given(GENOTYPES)
-def test_a_genotype_survives_the_round_trip(genotype):
-    assert genotypes.parse(str(genotype)) == genotype == genotypes.load(str(genotype))
-    assert genotypes.parse(f" MY_CELL = {genotype}\n") == genotype
-    fields = ", ".join(f"\n    {value!r}" for value in genotype)
-    assert genotypes.parse(f"Genotype({fields},\n)  # by hand") == genotype
+@pytest.mark.parametrize("literal", [LITERAL, CELL])
+def test_a_pasted_line_of_a_log_is_a_genotype(literal):
+    expected = genotypes.load(literal)
+    starts = ["", "genotype = ", "genotype: ", "NAME = ", "2026-01-01 12:00:00 INFO something genotype = ", "epoch 3: "]
+    for start in [*starts, "12/31 11:59:59 PM | INFO | genotype = ", "unrestricted "]:
+        assert genotypes.load(f" {start}{literal}\n") == expected
+    for text in (f"{literal} {literal}", f"{literal} and more", f"x{literal}"):
+        with pytest.raises(ValueError, match="not a "):
+            genotypes.load(text)
 
 
-def test_names_files_and_run_folders_are_found(tmp_path):
-    for name in PUBLISHED:
-        assert genotypes.load(name) == getattr(genotypes, name) and name in genotypes.names()
-    (tmp_path / "genotype.txt").write_text(f"{genotypes.PDARTS}\n")
-    for place in (tmp_path, tmp_path / "genotype.txt", f"  {tmp_path}/\n"):
-        assert genotypes.load(place) == genotypes.PDARTS
+def test_a_cell_of_nasbench201_is_its_string():
+    genotype = genotypes.load(f"{CELL}\n")
+    assert str(genotype) == CELL and genotype == Genotype201(genotype.ops) == genotypes.parse(repr(genotype))
+    assert genotypes.parse(f"epoch 0: {CELL} (cifar10 91.50 %; rank 7 of 15,625)") == genotype
+    for change in [("avg_pool", "max_pool"), ("~1", "~0"), ("~1", "~\N{SUPERSCRIPT ONE}"), ("+|none~0", "|none~0")]:
+        with pytest.raises(ValueError, match=r"expected \|op~0\|\+\|op~0\|op~1\|\+.* with op one of none"):
+            genotypes.load(CELL.replace(*change, 1))
+
+
+def test_names_literals_files_and_run_folders_are_found(tmp_path):
+    assert genotypes.names() == [*PUBLISHED] and not genotypes.broken()
+    for genotype in [*map(genotypes.load, PUBLISHED), genotypes.PDARTS._replace(normal_concat=[5, 3])]:
+        (tmp_path / "genotype.txt").write_text(f"{genotype}\n")
+        fields = ", ".join(f"\n    {value!r}" for value in genotype)
+        by_hand = f"# my best\nMY_CELL = Genotype({fields},\n)  # by hand"
+        for text in (genotype, by_hand, tmp_path, tmp_path / "genotype.txt", f"  {tmp_path}/\n"):
+            assert genotypes.load(text) == genotype
 
 
 def test_what_holds_no_genotype_is_named(tmp_path):
@@ -194,52 +164,36 @@ def test_what_holds_no_genotype_is_named(tmp_path):
     for text in (*paths, "", "DDSAS", "PRIMITIVES", "load", "Genotype", "ast", "a\0b", "x" * 5000, "é/\ud800", "."):
         with pytest.raises(ValueError, match="no genotype|not a genotype") as refused:
             genotypes.load(text)
-        assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+        assert str(refused.value).isprintable() and len(str(refused.value)) < 400
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (("'skip_connect'", "'none'"), "unknown operation 'none'"),
-        (("'skip_connect'", "'conv'"), "unknown operation 'conv'; known are max_pool_3x3"),
-        (("0)", "2)"), "source 2 of node 2 must be 0 to 1"),
-        (("0)", "-1)"), "source -1"),
-        (("range(2, 6)", "range(1, 6)"), "intermediate nodes, 2 to 5"),
-        (("range(2, 6)", "[2, 2]"), "each once"),
-        (("range(2, 6)", "[]"), "nodes that form the output"),
-        (("normal=[", "normal=[('skip_connect', 0), "), "the normal cell needs 8"),
-        (("reduce=[", "reduce=[('skip_connect', 0, 1), "), "the reduce cell needs 8"),
-        (("normal=", "norm="), "expected Genotype(normal="),
-    ],
-)
-def test_mistakes_are_named(change, message):
-    with pytest.raises(ValueError) as refused:
-        genotypes.load(LITERAL.replace(*change, 1))
-    assert message in str(refused.value)
+MISTAKES = {
+    "unknown operation 'none'": ("'skip_connect'", "'none'"),
+    "unknown operation 'conv'; known are max_pool_3x3": ("'skip_connect'", "'conv'"),
+    "source 2 of node 2 must be 0 to 1": ("0)", "2)"),
+    "source -1": ("0)", "-1)"),
+    "intermediate nodes, 2 to 5": ("range(2, 6)", "range(1, 6)"),
+    "each once": ("range(2, 6)", "[2, 2]"),
+    "the normal cell needs 8": ("normal=[", "normal=[('skip_connect', 0), "),
+    "expected Genotype(normal=": ("normal=", "norm="),
+}
 
 
-def test_primitives_are_the_operations_in_the_published_order():
+def test_mistakes_are_named():
+    for message, change in MISTAKES.items():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            genotypes.load(LITERAL.replace(*change, 1))
+
+
+def test_primitives_spaces_and_edges():
     published = "none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5"
-    assert PRIMITIVES == published.split()
+    assert PRIMITIVES == published.split() and set(PRIMITIVES) <= set(operations.OPS)
     for space in (space for space in genotypes.SPACES.values() if space.cells == "darts"):
         assert sorted(space.primitives) == sorted(PRIMITIVES)
-
-
-def test_a_new_operation_is_an_entry_of_operations_alone(copy, monkeypatch):
-    monkeypatch.setitem(operations.OPS, "conv_1x1", operations.OPS["sep_conv_3x3"])
-    module = load_copy(copy)
-    assert module.PRIMITIVES[-1] == "conv_1x1" and module.SPACES["static"].primitives == module.PRIMITIVES
-    text = LITERAL.replace("skip_connect", "conv_1x1")
-    assert module.load(text).normal[1] == ("conv_1x1", 1)
-    with pytest.raises(ValueError, match="unknown operation 'conv_1x1'"):
-        genotypes.load(text)
-
-
-def test_edges_and_skip_connections():
     edges = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3)]
     assert genotypes.EDGE_LIST == [*edges, *((3, source) for source in range(5))]
     assert genotypes.EDGES == 14 and genotypes.CELL_TYPES == ("normal", "reduce")
-    assert [genotypes.count_skips(genotypes.load(name)) for name in PUBLISHED] == [3, 1, 2, 2, 3, 2]
+    assert [genotypes.count_skips(genotypes.load(name)) for name in [*PUBLISHED, CELL]] == [3, 1, 2, 2, 3, 2, 1]
 
 
 # --- recording --------------------------------------------------------------------------------------------------------
@@ -260,86 +214,79 @@ def load_copy(path: Path):
     return module
 
 
-def test_a_recorded_genotype_is_there_beside_the_others(copy):
-    before = copy.read_text().rstrip()
-    genotypes.record("MY_CELL", genotypes.DARTS_V1, copy)
-    genotypes.record("OTHER", genotypes.PDARTS._replace(normal_concat=[4, 5]), copy)
-    assert copy.read_text().startswith(before)
+def test_a_genotype_that_cannot_be_built_does_not_break_the_others(copy, monkeypatch):
+    unknown = LITERAL.replace("skip_connect", "my_op", 1)
+    with copy.open("a") as file:
+        file.write(f"A = {unknown}\nB = Genotype([], None, 3, [9])\nC = {LITERAL}\n")
+        file.write("D = Genotype201(('none',) * 5)\nE = Genotype201(3)\n")
     module = load_copy(copy)
-    assert module.load("MY_CELL") == genotypes.DARTS_V1 and module.load("OTHER").normal_concat == [4, 5]
-    assert all(module.load(name) == genotypes.load(name) for name in PUBLISHED)
+    assert module.names() == [*PUBLISHED, "C"] and module.load("C") == genotypes.DDSAS_cifar10
+    assert list(module.broken()) == ["A", "B", "D", "E"] and "unknown operation 'my_op'" in module.broken()["A"]
+    for name in module.broken():
+        with pytest.raises(cli.UserError):
+            module.load(name)
+    monkeypatch.setitem(operations.OPS, "my_op", operations.OPS["sep_conv_3x3"])  # its author adds what it needs
+    assert ("my_op", 1) in module.load("A").normal
 
 
-def test_a_name_recorded_again_is_replaced_even_if_edited_by_hand(copy):
+def test_a_recorded_genotype_replaces_the_one_before_even_if_edited_by_hand(copy):
+    before = copy.read_text().rstrip()
     genotypes.record("A", genotypes.DARTS_V1, copy)
+    genotypes.record("C", genotypes.load(CELL), copy)
     with copy.open("a") as file:
         pairs = ",\n        ".join(map(repr, genotypes.PDARTS.normal))
         file.write(f"# mine\nB = Genotype(\n    normal=[\n        {pairs},\n    ],\n    normal_concat=range(2, 6),\n")
         file.write(f"    reduce={genotypes.PDARTS.reduce},\n    reduce_concat=range(2, 6),\n)\n")
     genotypes.record("A", genotypes.DARTS_V2, copy)
     genotypes.record("B", genotypes.DARTS_V1, copy)
-    module = load_copy(copy)
-    assert (module.A, module.B) == (genotypes.DARTS_V2, genotypes.DARTS_V1)
-    text = copy.read_text()
-    assert [text.count(f"\n{line}") for line in ("A = ", "B = ", "# mine\n", f"{genotypes.FOUND}\n")] == [1] * 4
+    module, text = load_copy(copy), copy.read_text()
+    assert (module.A, module.B, str(module.C)) == (genotypes.DARTS_V2, genotypes.DARTS_V1, CELL)
+    assert text.startswith(before) and module.load(text.splitlines()[-1]) == module.B
+    assert [text.count(f"\n{line}") for line in ("A = ", "B = ", "# mine\n", f"{genotype_io.FOUND}\n")] == [1] * 4
+    module.check_name("A")
 
 
-def test_a_file_with_a_mistake_is_left_as_it_is(copy):
-    with copy.open("a") as file:
-        file.write("B = Genotype(\n")
-    before = copy.read_bytes()
+def test_a_file_with_a_mistake_is_left_as_it_is_and_windows_needs_no_lock(copy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows: its import fails
+    module = load_copy(ROOT / "lib" / "genotype_io.py")
+    module.record("A", genotypes.PDARTS, copy)
+    assert module.fcntl is None and load_copy(copy).load("A") == genotypes.PDARTS
+    before = copy.read_text() + "B = Genotype(\n"
+    copy.write_text(before)
     with pytest.raises(ValueError, match="mistake in line .*A = Genotype"):
         genotypes.record("A", genotypes.PDARTS, copy)
-    assert copy.read_bytes() == before
+    assert copy.read_text() == before
 
 
-def test_killed_while_recording_leaves_a_whole_file_with_all_before(copy):
-    draw, context, done = random.Random(3), multiprocessing.get_context("fork"), set()
-    for _ in range(8):
-        process, before = context.Process(target=record_many, args=(copy,)), copy.stat().st_mtime_ns
-        process.start()
-        while copy.stat().st_mtime_ns == before:  # on a busy machine the process is slow to begin
+def record_many(path: Path, letter: str, count: int) -> None:
+    for number in range(count):
+        genotypes.record(f"{letter}{number % 40}", genotypes.PDARTS, path)
+
+
+def test_searches_that_end_together_or_are_killed_lose_nothing(copy):
+    context, draw, done = multiprocessing.get_context("fork"), random.Random(3), {*PUBLISHED}
+    for letter in "ABCDE":
+        processes = [context.Process(target=record_many, args=(copy, letter + end, 3)) for end in "XY"]
+        victim, before = context.Process(target=record_many, args=(copy, "K", 10_000)), copy.stat().st_mtime_ns
+        for process in (*processes, victim):
+            process.start()
+        while copy.stat().st_mtime_ns == before:  # on a busy machine processes are slow to begin
             time.sleep(0.001)
         time.sleep(0.1 * draw.random())
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        module = load_copy(copy)
-        found = {name for name in module.names() if name.startswith("CELL_")}
-        assert found >= done and all(module.load(name) for name in PUBLISHED)
+        os.kill(victim.pid, signal.SIGKILL)
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+        done |= {f"{letter}{end}{number}" for end in "XY" for number in range(3)}
+        victim.join()
+        found = set(load_copy(copy).names())
+        assert found >= done
         done = found
-    assert done
 
 
-def record_many(path: Path) -> None:
-    for number in range(10_000):
-        genotypes.record(f"CELL_{number % 40}", genotypes.PDARTS, path)
-
-
-def test_searches_that_end_together_all_keep_their_lines(copy):
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=record_few, args=(copy, letter)) for letter in "ABCD"]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    assert {f"{letter}{number}" for letter in "ABCD" for number in range(4)} <= set(load_copy(copy).names())
-
-
-def record_few(path: Path, letter: str) -> None:
-    for number in range(4):
-        genotypes.record(f"{letter}{number}", genotypes.PDARTS, path)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [*PUBLISHED, "load", "PRIMITIVES", "Genotype", "ast", "range", "print", "_x", "a b", "class", "", "1a", "a\nb"],
-)
-def test_names_that_would_break_the_file_are_refused(name):
-    with pytest.raises(ValueError, match="--arch"):
-        genotypes.check_name(name)
-
-
-def test_a_name_of_ones_own_is_fine():
+def test_names_that_would_break_the_file_are_refused():
     genotypes.check_name("MY_CELL")
-    assert isinstance(ast.parse(f"MY_CELL = {genotypes.PDARTS}"), ast.Module)
+    words = ["load", "PRIMITIVES", "Genotype", "range", "print", "_x", "a b", "class", "", "1a", "a\nb"]
+    for name in [*PUBLISHED, *words, "genotype_io", "space_config_static", "TAKEN"]:
+        with pytest.raises(ValueError, match="--arch"):
+            genotypes.check_name(name)

@@ -37,7 +37,7 @@ def run(capsys):
         capsys.readouterr()
         code = 0
         try:
-            imagenet_split.cli(imagenet_split.main, imagenet_split.get_parser(), [str(a) for a in arguments])
+            imagenet_split.run_script(imagenet_split.main, imagenet_split.get_parser(), [str(a) for a in arguments])
         except SystemExit as end:
             code = end.code or 0
         out, err = capsys.readouterr()

@@ -13,10 +13,10 @@ import shutil
 import pytest
 import torch
 
-import engine
 import genotypes
 import model
 from lib import cli
+from lib.tensorboard import TensorBoard
 
 TRAINING = "--batch_size 12 --epochs 1 --init_channels 2 --layers 3 --workers 0"
 PICTURES = f"--dataset folder --data pictures --image_size 32 {TRAINING}"
@@ -103,7 +103,7 @@ def run(workspace, monkeypatch, capsys):
     """Runs a command in the workspace: exit code and what it says on stderr."""
     monkeypatch.chdir(workspace)
     monkeypatch.setattr(genotypes, "record", lambda name, genotype: None)
-    monkeypatch.setattr(engine, "write_tensorboard", lambda *arguments: None)  # test_tensorboard.py; slow
+    monkeypatch.setattr(TensorBoard, "write", lambda *arguments: None)  # test_tensorboard.py; slow
 
     def run(command: str) -> tuple[int, str]:
         script, *arguments = shlex.split(command.replace("\\", "'\\'"))

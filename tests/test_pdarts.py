@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-import engine
 import genotypes
 import retrain
 import train_cifar
@@ -227,15 +226,15 @@ def test_killed_in_stage_2_and_resumed_gives_the_same(images, whole, tmp_path, m
     class Killed(Exception):
         pass
 
-    checkpoint = runs.RunFolder.checkpoint
+    save = runs.Run._save
 
-    def die(self, state, *arguments):
-        checkpoint(self, state, *arguments)
-        if (state["epoch"], state["step"]) == (3, 1):  # in the epoch of stage 2 that trains alpha
+    def die(self, best=False):
+        save(self, best)
+        if (self.epoch, self.step) == (3, 1):  # in the epoch of stage 2 that trains alpha
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(runs.RunFolder, "checkpoint", die)
+        patch.setattr(runs.Run, "_save", die)
         run(train_search, *command(images, f"{tmp_path}/", "--checkpoint_freq", "1"))
     (folder,) = tmp_path.iterdir()
     assert run(train_search, "--resume", folder) == folder
@@ -277,12 +276,12 @@ def test_published_commands_and_defaults(monkeypatch, tmp_path):
     text = "--tmp_data_dir DIR --save LOG --add_layers 6 --add_layers 12 --dropout_rate 0.1 --dropout_rate 0.4"
     args = cli.parse(train_search.get_parser(), f"{text} --dropout_rate 0.7 --note NOTE --cifar100".split())
     assert (args.data, args.dataset, args.add_layers) == ("DIR", "cifar100", [6, 12])
-    train_search.check(args, torch.device("cpu"))
+    train_search.check(args)
     expected = dict(workers=2, batch_size=96, learning_rate=0.025, learning_rate_min=0, momentum=0.9, weight_decay=3e-4)
     expected |= dict(report_freq=50, epochs=25, init_channels=16, layers=5, drop_path_prob=0.3, seed=2, grad_clip=5)
-    expected |= dict(train_portion=0.5, arch_learning_rate=6e-4, arch_weight_decay=1e-3, cutout_length=16)
+    expected |= dict(train_portion=0.5, arch_learning_rate=6e-4, arch_weight_decay=1e-3)
     assert expected.items() <= vars(args).items()
-    engine.prefix_save(args, "search")
+    cli.prefix_save(args, "search")
     assert args.save.startswith("./LOGsearch-NOTE-")
 
     args = cli.parse(train_cifar.get_parser(), "--tmp_data_dir DIR --auxiliary --save LOG --note NOTE".split())
@@ -290,10 +289,9 @@ def test_published_commands_and_defaults(monkeypatch, tmp_path):
     assert (expected | dict(init_channels=36, layers=20, seed=0, auxiliary=True)).items() <= vars(args).items()
 
     args = cli.parse(train_imagenet.get_parser(), "--tmp_data_dir DIR --save LOG --auxiliary --note NOTE".split())
-    expected = dict(data="DIR/imagenet", dataset="imagenet", arch="PDARTS", batch_size=256, learning_rate=0.1)
+    expected = dict(data="DIR", dataset="imagenet", arch="PDARTS", batch_size=256, learning_rate=0.1)
     expected |= dict(weight_decay=3e-5, epochs=250, init_channels=48, layers=14, label_smooth=0.1, drop_path_prob=0)
     assert (expected | dict(lr_scheduler="linear", seed=0, auxiliary_second_bn=None)).items() <= vars(args).items()
-    assert cli.parse(train_imagenet.get_parser(), []).data == ".data/imagenet"
 
 
 @pytest.mark.parametrize(
@@ -310,7 +308,7 @@ def test_published_commands_and_defaults(monkeypatch, tmp_path):
 )
 def test_the_auxiliary_head_is_that_of_the_genotypes_authors(script, flags, expected):
     args = cli.parse(script.get_parser(), flags.split())
-    assert retrain.second_bn(args, genotypes.load(args.arch)) == expected
+    assert retrain.has_second_bn(args, genotypes.load(args.arch)) == expected
 
 
 def test_retraining_what_was_found(images, whole, tmp_path):

@@ -1,7 +1,8 @@
-"""report.html of made-up runs of all three kinds, made by the command."""
+"""report.html of made-up runs of all kinds, made by the command."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -9,24 +10,40 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_up_runs import pdarts_run, retrain_run, search_run
+from made_up_runs import nasbench201_run, pdarts_run, retrain_run, search_run
 from PIL import Image
 
 import genotypes
 import retrain
 import train_cifar
 import visualize
-from lib import cli
+from lib import cli, figures, report
+
+CLASSES = ["cat", "<dog>"]
+EVALUATION = {"accuracy": 62.5, "classes": CLASSES, "confusion": [[5, 3], [0, 0]]}
+EVALUATION["per_class"] = [{"accuracy": 62.5, "images": 8}, {"accuracy": None, "images": 0}]
+
+
+def write_page(*folders: Path) -> None:
+    cli.run_script(visualize.main, visualize.get_parser(), [*map(str, folders), "--all"])
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> dict[str, Path]:
-    """A run of each kind, with its report."""
+    """A run of each kind, with its report; the retraining was tested by evaluate.py."""
     root = tmp_path_factory.mktemp("logs")
-    folders = {"ddsas": search_run(root / "ddsas"), "pdarts": pdarts_run(root / "pdarts")}
+    folders = {"ddsas": search_run(root / "ddsas", epochs=3), "pdarts": pdarts_run(root / "pdarts", epochs=1)}
+    folders["nasbench201"] = nasbench201_run(root / "nasbench201")
     folders["retrain"] = retrain_run(root / "retrain", genotypes.DARTS_V2)
-    cli.run_script(visualize.main, visualize.get_parser(), [*map(str, folders.values()), "--all"])
-    return folders
+    (folders["retrain"] / "evaluation.json").write_text(json.dumps(EVALUATION))
+    for name in ("confusion", "mistakes"):
+        Image.new("RGB", (8, 8)).save(folders["retrain"] / f"{name}.png")
+    pdarts = folders.pop("pdarts")
+    write_page(*folders.values())
+    with pytest.MonkeyPatch.context() as patch:  # its figures take long, test_visualize.py looks at them
+        patch.setattr(visualize, "draw_figures", lambda record: [])
+        write_page(pdarts)
+    return folders | {"pdarts": pdarts}
 
 
 class Page(HTMLParser):
@@ -56,39 +73,54 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("kind", ["ddsas", "pdarts", "retrain"])
-def test_the_report_is_whole_and_fetches_nothing(made, kind):
+@pytest.mark.parametrize("kind", ["ddsas", "pdarts", "nasbench201", "retrain"])
+def test_the_page_is_whole_and_fetches_nothing(made, kind):
     page, record = Page(made[kind]), visualize.load_run(made[kind])
     assert not page.open
     assert all(link.startswith(("data:", "#")) for link in page.fetched)
     assert "http" not in re.sub(r"data:[^\"]*", "", page.source) and "@import" not in page.source
-    assert str(record.genotype) in page.text and record.info["command"] in page.text
+    assert str(record.genotype) in page.text and record.info["command"] in page.text and record.kind in page.text
     for name, value in (record.info["args"] | record.info["versions"]).items():
         assert name in page.text and str(value) in page.text
     assert "<b>bold</b>" not in page.source  # the note of a run is text
-    assert all(color not in page.source.split("</style>", 1)[1] for color in (visualize.INK, visualize.LINE))
+    assert all(color not in page.source.split("</style>", 1)[1] for color in (report.INK, report.LINE))
 
 
-@pytest.mark.parametrize(("kind", "quantity"), [("ddsas", "saliency"), ("pdarts", "probability")])
-def test_the_report_of_a_search_shows_all_figures(made, kind, quantity):
-    names = {file.name for file in (made[kind] / "figures").iterdir()}
-    for figure in ("progress", f"{quantity}_normal", f"{quantity}_reduce", "subspace"):
-        assert {f"{figure}.svg", f"{figure}.png"} <= names
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("ddsas", ["progress", "saliency_normal", "saliency_reduce", "subspace"]),
+        ("nasbench201", ["progress", "probabilities_cell"]),
+        ("retrain", ["curves"]),
+    ],
+)
+def test_the_page_shows_all_figures(made, kind, names):
     dot = bool(shutil.which("dot"))
-    assert len(re.findall(r"<svg\b", Page(made[kind]).source)) == 4 + dot
-    if dot:
-        with Image.open(made[kind] / "figures" / "evolution.gif") as gif:
+    files = {file.name for file in (made[kind] / "figures").iterdir()}
+    figures = {f"{name}.{suffix}" for name in [*names, *(["cells"] if dot else [])] for suffix in ("svg", "png")}
+    assert files - {"cells.gv", "evolution.gif"} == figures
+    assert len(re.findall(r"<svg\b", Page(made[kind]).source)) == len(names) + dot
+    if dot and kind != "retrain":
+        with Image.open(made[kind] / "figures/evolution.gif") as gif:
             assert gif.n_frames == len(visualize.load_run(made[kind]).history) and gif.info["loop"] == 0
 
 
-def test_the_report_of_a_retraining_shows_its_curves(made):
-    assert {"curves.svg", "curves.png"} <= {file.name for file in (made["retrain"] / "figures").iterdir()}
-    text = Page(made["retrain"]).text
-    assert "97.00 %test accuracy, best" in text and "subspace" not in text and "Train it from scratch" not in text
+def test_the_page_of_a_retraining_shows_what_its_test_found(made, tmp_path, capsys):
+    page = Page(made["retrain"])
+    assert "97.00 %test accuracy, best" in page.text and "Train it from scratch" not in page.text
+    assert "62.50 % of 8 images" in page.text and "cat62.508" in page.text and "<dog>no image0" in page.text
+    assert "cat53" in page.text and len([link for link in page.fetched if "image/png" in link]) == 2
+    folder = shutil.copytree(made["retrain"], tmp_path / "run")
+    for text in ("{", "[]", json.dumps(EVALUATION | {"per_class": [1, 2]})):
+        (folder / "evaluation.json").write_text(text)
+        with pytest.raises(SystemExit):
+            write_page(folder)
+        error = capsys.readouterr().err
+        assert "evaluation.json is damaged" in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("kind", "script"), [("ddsas", retrain), ("pdarts", train_cifar)])
-def test_the_report_says_how_to_retrain_on_the_same_images(made, kind, script):
+def test_the_page_says_how_to_retrain_on_the_same_images(made, kind, script):
     command = re.search(r"Train it from scratch(python .*?)Copy", Page(made[kind]).text)[1]
     words, given = shlex.split(command), visualize.load_run(made[kind]).info["args"]
     args = script.get_parser().parse_args(words[2:])
@@ -96,19 +128,22 @@ def test_the_report_says_how_to_retrain_on_the_same_images(made, kind, script):
     assert args.dataset == given["dataset"] and args.data == given.get("data", ".data")
 
 
-def test_without_dot_the_report_shows_the_rest(tmp_path, monkeypatch):
-    folder = search_run(tmp_path / "run", epochs=2)
+def test_looked_up_accuracies_are_of_one_data_set_or_of_several(made, tmp_path):
+    text = Page(made["nasbench201"]).text
+    assert "61.00 %looked-up test accuracy on cifar100, rank 899 among all" in text
+    assert "parameters at 16 channels, 5 cells a stage" in text and "normal cell" not in text
+    record = visualize.load_run(nasbench201_run(tmp_path / "run", datasets=()))
+    expected = "61.00 %", "looked-up test accuracy, rank 899 among all"
+    assert expected in list(report.list_results(record)) and len(figures.progress_figure(record).axes) == 6
+
+
+def test_random_search_has_a_page_even_without_dot(tmp_path, monkeypatch):
+    """It trains nothing: there is one epoch, and no curve."""
+    folder = nasbench201_run(tmp_path / "run", epochs=1)
+    line = json.loads((folder / "history.jsonl").read_text())
+    (folder / "history.jsonl").write_text(json.dumps({key: line[key] for key in ("epoch", "genotype")}) + "\n")
+    (folder / "args.json").write_text(json.dumps({"args": {"method": "random"}}))
     monkeypatch.setenv("PATH", str(tmp_path))
-    cli.run_script(visualize.main, visualize.get_parser(), [str(folder), "--all"])
+    write_page(folder)
     text = Page(folder).text
-    assert "apt install graphviz" in text and "The subspace over time" in text
-
-
-def test_the_report_of_another_space_counts_its_network(tmp_path, monkeypatch):
-    text = "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
-    folder = retrain_run(tmp_path / "run", genotypes.load(text))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    cli.run_script(visualize.main, visualize.get_parser(), [str(folder), "--all"])
-    page = Page(folder).text
-    assert "parameters at 16 channels, 5 cells a stage" in page and "2skip connections" in page
-    assert "36 channels" not in page and "normal cell" not in page
+    assert "Random search" in text and "apt install graphviz" in text and "Progress" in text

@@ -147,15 +147,15 @@ class AfterCheckpoint:
         self.epoch, self.number = epoch, number
 
     def __call__(self) -> None:
-        checkpoint = runs.RunFolder.checkpoint
+        save = runs.Run._save
 
-        def call(folder: runs.RunFolder, state: dict, *args, **kwargs) -> None:
-            checkpoint(folder, state, *args, **kwargs)
-            if state["epoch"] == self.epoch and state["step"] > 0:
+        def call(run: runs.Run, best: bool = False) -> None:
+            save(run, best)
+            if run.epoch == self.epoch and run.step > 0:
                 self.epoch = -1
                 os.kill(os.getpid(), self.number)
 
-        runs.RunFolder.checkpoint = call
+        runs.Run._save = call
 
 
 @pytest.fixture

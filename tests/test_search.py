@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from golden_arrays import golden, load_weights
 
-import bilevel
-import engine
+import architect
 import fast
 import genotypes
 import search
 import utils
+from architect import Architect, first_order_backward, unrolled_backward
 from genotypes import CELL_TYPES
 from lib import cli, distributed, runs
+from methods import CELLS, METHODS
 
 TINY = (
     "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1 --quiet"
@@ -36,21 +37,26 @@ def history(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-def tiny_search(text="", num_classes=10, dtype=torch.float64, device="cpu"):
-    """A Search over a tiny network without data."""
-    args = arguments(text)
-    info = search.data.Info(num_classes, (0,) * 3, (1,) * 3, image_size=16)
-    state = search.Search(args, info, None, search.Judge(args), torch.device(device))
-    state.network.to(dtype)
-    state.architecture.to(dtype)
-    return state
+def tiny_search(text="", num_classes=10, device="cpu"):
+    """What search.main builds, over a tiny network in float64, without data."""
+    args, device = arguments(text), torch.device(device)
+    space = genotypes.SPACES[args.space_config]
+    supernet = CELLS[space.cells].supernet
+    network = supernet(args.init_channels, num_classes, args.layers, space.primitives, "cifar").to(device).double()
+    method = METHODS[args.method](args, space, device)
+    method.architecture.double()
+    network.straight_through = method.straight_through
+    optimizer = utils.sgd(network, args)
+    trainer = Architect(network, method.architecture, optimizer, args, device)
+    return SimpleNamespace(args=args, network=network, method=method, optimizer=optimizer, architect=trainer)
 
 
-def test_thirty_steps_are_those_of_the_published_search():
-    check_thirty_steps("cpu")
+@pytest.mark.parametrize("computed", ["as defined", "by fast.py"])
+def test_thirty_steps_are_those_of_the_published_search(computed):
+    check_thirty_steps("cpu", computed)
 
 
-def check_thirty_steps(device):
+def check_thirty_steps(device, computed):
     arrays = golden("search_trace.npz")
     meta = json.loads(str(arrays["meta"]))
     state = tiny_search(
@@ -61,13 +67,14 @@ def check_thirty_steps(device):
         device=device,
     )
     load_weights(state.network, arrays)
+    fast.use(state.network, print, plain=computed == "as defined")
     with torch.no_grad():
-        for name, parameter in state.architecture.named_parameters():
+        for name, parameter in state.method.architecture.named_parameters():
             parameter.copy_(torch.tensor(arrays[f"init/{name}"]))
     batches = {name: torch.tensor(arrays[name], device=device) for name in ("x", "y", "x_val", "y_val")}
 
     for step in range(meta["steps"]):
-        state.method.before_step(state.epoch, state.step)
+        state.method.before_step(0, step)
         if step % meta["dss_freq"] == 0:
             for kind in CELL_TYPES:
                 update = step // meta["dss_freq"]
@@ -77,41 +84,38 @@ def check_thirty_steps(device):
                 for name in ("saliency", "ucb"):
                     expected = arrays[f"trace/{name}_{kind}"][update]
                     np.testing.assert_allclose(getattr(state.method.subspace, name)[kind], expected, rtol=1e-5)
-        active = state.method.subspace.active_ops()
         x, y, x_val, y_val = (batches[name][step % 6] for name in ("x", "y", "x_val", "y_val"))
-        bilevel.architecture_backward(state.network, state.optimizer, state.operations()[0], active, x_val, y_val)
-        bilevel.clip_and_step(state.architecture, state.arch_optimizer, 0)
+        state.architect.step(*state.method.operations(0), (x, y), (x_val, y_val))
         with torch.no_grad():
-            weights = state.operations()[0]
+            weights, active = state.method.operations(0)
         loss = F.cross_entropy(state.network(x, weights, active), y)
-        bilevel.backward_clip_and_step(state.optimizer, loss, meta["grad_clip"])
-        state.step += 1
+        utils.descend(loss, state.optimizer, meta["grad_clip"])
         assert loss.item() == pytest.approx(arrays["trace/train_loss"][step], rel=1e-5)
     assert str(state.method.subspace.genotype()) == str(arrays["genotype"])
 
 
 def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypatch):
     """d/da L_valid(w - xi (momentum buffer + dL_train/dw + decay w), a), by central differences in a few entries."""
-    monkeypatch.setattr(bilevel, "DIFFERENCE", 1e-5)  # the published 0.01 steps over kinks of the ReLUs
+    monkeypatch.setattr(architect, "DIFFERENCE", 1e-5)  # the published 0.01 steps over kinks of the ReLUs
     torch.manual_seed(0)
     state = tiny_search("--unrolled --learning_rate 0.1 --weight_decay 0.01", num_classes=3)
     state.network.eval()  # running statistics fixed: the loss is smooth in the weights
-    state.method.before_step(state.epoch, state.step)
+    state.method.before_step(0, 0)
     active = state.method.subspace.active_ops()
     train, valid = ((torch.randn(6, 3, 8, 8).double(), torch.randint(0, 3, (6,))) for _ in range(2))
 
     def train_loss(weights):
         return F.cross_entropy(state.network(train[0], weights, active), train[1])
 
-    bilevel.backward_clip_and_step(state.optimizer, train_loss(state.operations()[0]), 0)  # fills the buffers
-    state.architecture.zero_grad()
+    utils.descend(train_loss(state.method.operations(0)[0]), state.optimizer, 0)  # fills the buffers
+    state.method.architecture.zero_grad()
     buffers = {name: b.clone() for name, b in state.network.named_buffers()}
-    bilevel.unrolled_backward(state.network, state.optimizer, state.operations()[0], active, train, valid)
+    unrolled_backward(state.network, state.optimizer, state.method.operations(0)[0], active, train, valid)
     for name, b in state.network.named_buffers():
         assert torch.equal(b, buffers[name])
 
     def loss_ahead():
-        weights = {kind: w.detach() for kind, w in state.operations()[0].items()}
+        weights = {kind: w.detach() for kind, w in state.method.operations(0)[0].items()}
         before = {p: p.detach().clone() for p in state.network.parameters()}
         state.network.zero_grad()
         train_loss(weights).backward()
@@ -125,11 +129,11 @@ def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypa
         return loss
 
     first_order = torch.autograd.grad(
-        F.cross_entropy(state.network(valid[0], state.operations()[0], active), valid[1]),
-        list(state.architecture.parameters()),
+        F.cross_entropy(state.network(valid[0], state.method.operations(0)[0], active), valid[1]),
+        list(state.method.architecture.parameters()),
     )
     differs = False
-    for parameter, plain in zip(state.architecture.parameters(), first_order, strict=True):
+    for parameter, plain in zip(state.method.architecture.parameters(), first_order, strict=True):
         entry = parameter.grad.abs().argmax().item()
         flat, h = parameter.data.view(-1), 1e-4
         value = flat[entry].item()
@@ -166,14 +170,14 @@ def test_every_flag_runs(pictures, tmp_path, flags):
     assert names <= {path.name for path in folder.iterdir()} and list(folder.glob("events*"))
 
 
-METHODS = ["--method ddsas --gumbel", "--method darts", "--method darts --unrolled", "--method gdas"]
+WAYS = ["--method ddsas --gumbel", "--method darts", "--method darts --unrolled", "--method gdas", "--method rws"]
 
 
 @pytest.mark.parametrize(
     ("method", "space"),
     [
         pytest.param(method, space, marks=[pytest.mark.long] * ("unrolled" in method and space == "static"))
-        for method, space in itertools.product(METHODS, ["static", "nasbench201 --layers 1 --dss_max_ops 8"])
+        for method, space in itertools.product(WAYS, ["static", "nasbench201 --layers 1 --dss_max_ops 8"])
     ],
 )
 def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method, space):
@@ -183,21 +187,24 @@ def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method,
     flags = f"{method} --space_config {space} --epochs 2 --batch_size 6"
     whole = run_search(pictures, tmp_path / "whole", flags)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        end_step, steps = search.Search.end_step, []
+        after_step, steps = runs.Run.after_step, []
 
         def interrupt(self, *arguments):
-            end_step(self, *arguments)
+            after_step(self, *arguments)
             steps.append(1)
             if len(steps) == 8:
                 raise KeyboardInterrupt
 
-        patch.setattr(search.Search, "end_step", interrupt)
+        patch.setattr(runs.Run, "after_step", interrupt)
         run_search(pictures, tmp_path / "cut", flags, "--checkpoint_freq", "1")
     search.main(cli.parse(search.get_parser(), ["--resume", str(tmp_path / "cut")]))
     for name in ("genotype.txt", "history.jsonl"):
         assert (whole / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     lines = history(whole)
-    assert len(lines) == 2 and np.isfinite([[line["train_loss"], line["arch_loss"]] for line in lines]).all()
+    assert len(lines) == 2 and np.isfinite([line["train_loss"] for line in lines]).all()
+    assert all((line["arch_loss"] is None) == ("rws" in method) for line in lines)
+    expected, derived = lines[-1]["expected_multiply_adds"], lines[-1]["derived_multiply_adds"]
+    assert expected > 0 and derived >= 0
 
 
 @pytest.mark.parametrize("space", ["static", "nasbench201"])
@@ -214,18 +221,11 @@ def test_random_search_draws_an_architecture_and_trains_nothing(pictures, tmp_pa
 def test_gdas_trains_alphas_of_operations_it_does_not_compute():
     state = tiny_search("--method gdas")
     x, y = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
-    weights, active = state.operations()
+    weights, active = state.method.operations(0)
     assert all(len(ops) == 1 for edges in active.values() for ops in edges)
-    bilevel.architecture_backward(state.network, state.optimizer, weights, active, x, y)
-    for kind, alpha in state.architecture.items():
+    first_order_backward(state.network, state.optimizer, weights, active, (x, y))
+    for kind, alpha in state.method.architecture.items():
         assert (alpha.grad != 0).all(), kind
-    fast_grads = [alpha.grad.clone() for alpha in state.architecture.values()]
-    state.architecture.zero_grad()
-    state.method.noise.manual_seed(0)  # the same draw once more
-    fast.switch_off(state.network)
-    bilevel.architecture_backward(state.network, state.optimizer, *state.operations(), x, y)
-    for ours, alpha in zip(fast_grads, state.architecture.values(), strict=True):
-        torch.testing.assert_close(ours, alpha.grad)
 
 
 def test_every_process_draws_its_own_dropout_and_the_same_architecture(monkeypatch, tmp_path):
@@ -243,11 +243,11 @@ def test_every_process_draws_its_own_dropout_and_the_same_architecture(monkeypat
         monkeypatch.setenv("RANK", rank)
         utils.set_seed(0)
         state = tiny_search("--method gdas --quiet")
-        state.run = SimpleNamespace(folder=tmp_path)
+        run = runs.Run(state.args, "search.py", "x")
         dropout, noise = [], []
-        for _ in state.steps(Loader()):
+        for _ in run.steps(Loader()):
             dropout.append(torch.rand(1).item())
-            noise.append(state.operations()[1])
+            noise.append(state.method.operations(0)[1])
         assert drawn.setdefault(rank, (dropout, noise)) == (dropout, noise)
     assert drawn["0"][1] == drawn["1"][1] and not set(drawn["0"][0]) & set(drawn["1"][0])
 
@@ -258,18 +258,6 @@ def test_two_runs_with_the_same_seed_are_the_same(pictures, tmp_path):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
     other = run_search(pictures, tmp_path / "c", "--gumbel --rdss_prob 0.3 --dss_freq 1 --seed 1")
     assert (folders[0] / "history.jsonl").read_bytes() != (other / "history.jsonl").read_bytes()
-
-
-def test_runs_without_a_name_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs.time, "strftime", lambda *_: "NOW")
-    names = []
-    for _ in range(3):
-        run = runs.create_run(arguments("--note try"), "search.py", "search")
-        names.append(run.folder.name)
-        run.close()
-    assert names == ["search-try-NOW", "search-try-NOW-2", "search-try-NOW-3"]
-    assert str(runs.new_folder("logs/search-try")) == "logs/search-try-NOW-4"  # as the scripts of P-DARTS name theirs
 
 
 def test_the_subspace_moves_every_dss_freq_steps(pictures, tmp_path):
@@ -293,69 +281,99 @@ def test_imagenets_space_on_another_dataset_says_what_it_means(pictures, tmp_pat
 
 
 def test_before_epoch_begin_every_step_has_a_random_subspace():
-    state = tiny_search("--begin 1")
+    method = tiny_search("--begin 1").method
     seen = set()
-    for _ in range(4):
-        state.method.before_step(state.epoch, state.step)
-        seen.add(state.method.subspace.active["normal"].tobytes())
-        state.step += 1
-    assert len(seen) == 4 and state.method.subspace.total == 1
-    state.next_epoch()
-    state.method.before_step(state.epoch, state.step)
-    assert state.method.subspace.total == 2
+    for step in range(4):
+        method.before_step(0, step)
+        seen.add(method.subspace.active["normal"].tobytes())
+    assert len(seen) == 4 and method.subspace.total == 1
+    method.before_step(1, 0)
+    assert method.subspace.total == 2
 
 
-def test_space_schedules_take_effect_at_their_epochs(tmp_path):
+def test_on_imagenet_alpha_rests_before_epoch_begin(pictures, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "train").symlink_to(pictures / "train")
+    (images / "val").symlink_to(pictures / "test")
+    flags = "--dataset imagenet --image_size 32 --epochs 2 --begin 1 --workers 0"
+    lines = history(run_search(images, tmp_path / "run", flags))
+    assert [line["arch_loss"] is None for line in lines] == [True, False]
+    assert [line["valid_loss"] is None for line in lines] == [True, False]
+
+
+def test_space_schedules_take_effect_at_their_epochs():
     for config, expected in (("expand", [3, 3, 4]), ("shrink", [112, 112, 98])):
-        state = tiny_search(f"--space_config {config}")
-        state.run = runs.RunFolder.create(tmp_path / config, state.args, "search.py")
-        found = []
-        for state.epoch in (0, 9, 10):
-            state.start_epoch()
-            available = state.method.subspace.available["normal"]
+        method, found = tiny_search(f"--space_config {config}").method, []
+        for epoch in (0, 9, 10):
+            method.start_epoch(epoch)
+            available = method.subspace.available["normal"]
             found.append(int(available.any(0).sum() if config == "expand" else available.sum()))
-        state.run.close()
         assert found == expected
 
 
-def test_learning_rates():
-    assert engine.cosine_rate(0, 50, 0.025, 0.001) == 0.025
-    assert engine.cosine_rate(25, 50, 0.025, 0.001) == pytest.approx(0.013)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
-    for batch, epoch, expected in ((512, 0, 0.1), (512, 5, 0.5), (256, 0, 0.5)):
-        args = arguments(f"--warmup_epochs 5 --learning_rate 0.5 --batch_size {batch}")
-        engine.set_learning_rate(optimizer, 0.5, epoch, args)
-        assert optimizer.param_groups[0]["lr"] == expected
-    state = tiny_search("--gumbel --tau_min 1 --tau_max 3 --epochs 3")
-    taus = []
-    for state.epoch in range(3):
-        taus.append(state.method.tau(state.epoch))
-    assert taus == [3, 2, 1]
+def test_temperatures_fall():
+    method = tiny_search("--gumbel --tau_min 1 --tau_max 3 --epochs 3").method
+    assert [method.tau(epoch) for epoch in range(3)] == [3, 2, 1]
+
+
+def test_imagenets_ramp_starts_from_the_undecayed_rate(pictures, tmp_path):
+    flags = "--epochs 3 --warmup_epochs 2 --learning_rate 0.5 --learning_rate_min 0 --dss_freq 1"
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(utils, "world_size", lambda: 32)  # 32 x 12 images: more than 256
+    lines = history(run_search(pictures, tmp_path / "run", flags))
+    monkeypatch.undo()
+    assert [line["lr"] for line in lines] == pytest.approx([0.25, 0.5, 0.125])
 
 
 def test_the_architecture_step_leaves_the_weights_alone():
     state = tiny_search()
-    state.method.before_step(state.epoch, state.step)
-    active = state.method.subspace.active_ops()
+    state.method.before_step(0, 0)
     x, y = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
-    bilevel.architecture_backward(state.network, state.optimizer, state.operations()[0], active, x, y)
+    first_order_backward(state.network, state.optimizer, *state.method.operations(0), (x, y))
     assert all(p.grad is None and p.requires_grad for p in state.network.parameters())
-    assert all(p.grad.abs().sum() > 0 for p in state.architecture.parameters())
-    norms = [p.grad.norm() for p in state.architecture.parameters()]
-    norm = bilevel.clip_and_step(state.architecture, state.arch_optimizer, clip=5)
-    assert norm == pytest.approx(torch.stack(norms).norm().item())
+    assert all(p.grad.abs().sum() > 0 for p in state.method.architecture.parameters())
 
 
 def test_the_gradients_of_alpha_and_of_beta_are_clipped_each():
-    state = tiny_search("--arch_learning_rate 1")
-    state.arch_optimizer = torch.optim.SGD(state.architecture.parameters(), lr=1.0)
-    before = {name: p.detach().clone() for name, p in state.architecture.named_parameters()}
-    for name, p in state.architecture.named_parameters():
+    state = tiny_search("--arch_grad_clip 5")
+    architecture = state.method.architecture
+    state.architect.optimizer = torch.optim.SGD(architecture.parameters(), lr=1.0)
+    before = {name: p.detach().clone() for name, p in architecture.named_parameters()}
+    state.method.before_step(0, 0)
+    for name, p in architecture.named_parameters():  # they are added to what the step computes, which is tiny
         p.grad = torch.full_like(p, 7.0 if name.startswith("alphas") else 1e-3)
-    bilevel.clip_and_step(state.architecture, state.arch_optimizer, clip=5)
-    step = {name: (p.detach() - before[name]).flatten() for name, p in state.architecture.named_parameters()}
+    batch = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
+    state.architect.step(*state.method.operations(0), batch, batch)
+    step = {name: (p.detach() - before[name]).flatten() for name, p in architecture.named_parameters()}
     assert torch.cat([step["alphas_normal"], step["alphas_reduce"]]).norm() == pytest.approx(5, rel=1e-4)
-    assert step["betas_normal"] == pytest.approx(torch.full((112,), -1e-3, dtype=torch.float64))
+    assert torch.cat([step["betas_normal"], step["betas_reduce"]]).norm() < 0.5
+
+
+def test_inactive_operations_decay_on_demand():
+    """Under PyTorch 1.4 a gradient of zero still decayed what had been active once; today it stays as it is."""
+    for flag, moves in (("--decay_inactive", True), ("", False)):
+        state = tiny_search(f"{flag} --weight_decay 0.1 --dss_max_ops 14")
+        weight = state.network.cells[0]._ops[0]._ops[4].op[1].weight
+        x, y = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
+        weights = {kind: torch.full((14, 8), 0.1).double() for kind in CELL_TYPES}
+        for active in ([4], [1]):  # sep_conv_3x3, then max_pool_3x3 alone
+            before = weight.detach().clone()
+            logits = state.network(x, weights, {kind: [active] * 14 for kind in CELL_TYPES})
+            utils.descend(F.cross_entropy(logits, y), state.optimizer, 0, state.args.decay_inactive)
+        assert (not torch.equal(weight, before)) == moves
+
+
+def test_flops_weight_makes_the_expected_cost_fall(pictures, tmp_path):
+    flags = "--method darts --arch_learning_rate 0.1 --batch_size 6"
+    without = run_search(pictures, tmp_path / "without", flags)
+    zero = run_search(pictures, tmp_path / "zero", flags, "--flops_weight", 0)
+    assert (without / "history.jsonl").read_bytes() == (zero / "history.jsonl").read_bytes()
+    costs = [history(without)[0]["expected_multiply_adds"]]
+    for weight in (1, 100):
+        folder = run_search(pictures, tmp_path / str(weight), flags, "--flops_weight", weight)
+        costs.append(history(folder)[0]["expected_multiply_adds"])
+    assert costs[0] > costs[1] > costs[2]
 
 
 @pytest.mark.parametrize(

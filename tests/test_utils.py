@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def get_parser() -> cli.Parser:
     parser = cli.Parser()
     cli.add_run_arguments(parser)
+    parser.set_defaults(amp=False, tf32=True)
     parser.add_argument("--batch_size", type=int, default=64, help="50%% of what fits")
     parser.add_argument("--epochs", type=cli.number(int, 1, 9), default=4)
     parser.add_argument("--momentum", type=cli.number(float, 0, below=1), default=0.9)
@@ -94,11 +95,11 @@ def test_bugs_keep_their_traceback():
 
 
 def test_device_that_is_not_there_is_named():
-    assert utils.device_of(parse("--device", "cpu")) == torch.device("cpu")
-    assert utils.device_of(parse()).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert utils.choose_device(parse("--device", "cpu")) == torch.device("cpu")
+    assert utils.choose_device(parse()).type == ("cuda" if torch.cuda.is_available() else "cpu")
     for argv in (["--gpu", 99], ["--device", "cuda:99"], ["--device", "toaster"]):
         with pytest.raises(UserError, match="cpu"):
-            utils.device_of(parse(*argv))
+            utils.choose_device(parse(*argv))
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------
@@ -108,9 +109,11 @@ import os, signal, torch, runs, utils
 from pathlib import Path
 
 def main(args):
-    rank, size = distributed.start_distributed(torch.device("cpu"))
+    distributed.start_distributed(torch.device("cpu"))
+    rank, size = distributed.rank(), distributed.world_size()
     assert (rank, size) == (int(os.environ["RANK"]), 2) and distributed.is_main() == (rank == 0)
-    run = runs.RunFolder.create(args.save, args, "ranks.py")
+    run = runs.Run(args, "ranks.py", "x")
+    run.keep({"average": utils.Average("cpu")})
     params = [torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3)] + [torch.nn.Parameter(torch.zeros(4).double())]
     params[0].grad, params[2].grad = torch.full((2, 3), rank + 1.0), torch.full((3, 2), float(rank)).t()
     params[3].grad = torch.full((4,), rank * 2.0).double()
@@ -128,20 +131,25 @@ def main(args):
     logits = torch.arange(10.0, 0, -1).expand(5, 10)
     average.add(torch.tensor(float(rank)), logits, torch.tensor([0, 0, 0, 4, 9 * rank]))
     assert average.read() == (0.5, 70.0, 90.0, 10), average.read()
-    run.tensorboard.add_scalar("loss", 1, 1)
-    run.history({"epoch": 0})
-    run.checkpoint({"rank": rank})
-    assert run.load()["rank"] == 0
-    with runs.Stop() as stop:
-        for step in range(10**9):
-            if step == 3 and rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            if stop.agreed():
-                Path(args.save, f"stopped{rank}").write_text(str(step))
-                stop.exit(run.resume_command)
+    run.end_epoch({"epoch": 0})
+    try:
+        distributed.together(torch.nn.functional.relu, "not a tensor of the network")
+    except TypeError:
+        pass
+    try:
+        distributed.together(torch.mm, torch.ones(2, 3), torch.ones(2, 3))
+    except RuntimeError as error:
+        assert not isinstance(error, distributed.RankLost)  # an error of the network's is no lost process
+    for step in range(10**9):
+        if step == 3 and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if run._signals.arrived():
+            Path(args.save, f"stopped{rank}").write_text(str(step))
+            run._signals.leave(run.resume_command)
 
 parser = cli.Parser()
 cli.add_run_arguments(parser)
+parser.set_defaults(epochs=4, batch_size=2)
 cli.run_script(main, parser)
 """
 
@@ -164,7 +172,8 @@ def test_two_processes_agree_and_stop_at_the_same_step(tmp_path):
 
 
 def test_without_torchrun_there_is_one_process():
-    assert distributed.start_distributed(torch.device("cpu")) == (0, 1)
+    distributed.start_distributed(torch.device("cpu"))
+    assert distributed.rank() == 0
     assert distributed.is_main() and distributed.world_size() == 1
     param = torch.nn.Parameter(torch.ones(1))
     param.grad = torch.ones(1)
@@ -193,4 +202,21 @@ def test_progress_is_silent_without_a_terminal(capfd):
     for _ in bar:
         bar.set_postfix(loss=1)
     assert capfd.readouterr().err == ""
-    assert distributed.peak_memory_mb(torch.device("cpu")) > 10
+    assert distributed.peak_memory_mb() > 10
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+def test_learning_rates():
+    assert utils.cosine_rate(0, 50, 0.025, 0.001) == 0.025
+    assert utils.cosine_rate(25, 50, 0.025, 0.001) == pytest.approx(0.013)
+    assert [utils.linear_rate(epoch, 250, 0.5) for epoch in (0, 245, 249)] == pytest.approx([0.5, 0.5 / 49, 0.5 / 1225])
+
+
+def test_retrainings_ramp_on_imagenet_multiplies_the_scheduled_rate():
+    args = argparse.Namespace(warmup_epochs=5, batch_size=1024)
+    rates = [utils.warmed_up(utils.linear_rate(epoch, 250, 0.5), epoch, args) for epoch in range(6)]
+    assert rates == pytest.approx([0.1, 0.19918, 0.29755, 0.39510, 0.49184, 0.48980], abs=5e-6)
+    args.batch_size = 256
+    assert utils.warmed_up(0.5, 0, args) == 0.5

@@ -1,0 +1,188 @@
+"""Tables: the accuracies of NAS-Bench-201's cells, read as data, and rows of text in Markdown."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+import pickle  # the one place where it may be used, on one file whose every byte is known
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lib.cli import UserError
+from lib.genotype_io import CELL, CELL_OPERATIONS, parse_cell, shorten
+
+DATASETS = ("cifar10", "cifar100", "imagenet16")  # imagenet16: ImageNet16-120, 120 classes of 16x16 pixels
+SIZE = len(CELL_OPERATIONS) ** CELL.count("{}")  # 15,625 cells
+NO_TABLE = "no table of accuracies: pip install --no-deps analog-nasbench (or --table FILE.csv) brings one"
+MAX_FILE = 16_000_000  # bytes; the package's file has 5.6 million
+
+
+class Table:
+    """Accuracies in percent of cells of NAS-Bench-201's space, all 15,625 or some, on one data set or several.
+
+    ``accuracies`` maps a cell as it is written, |op~0|+..., to its accuracies by data set, of the same data sets for
+    every cell. Cells are asked for as genotypes or as text. ``source`` says where the numbers come from.
+    """
+
+    def __init__(self, accuracies: Mapping[str, dict[str, float]], source: str) -> None:
+        self.accuracies = accuracies
+        self.source = f"{source}, {len(accuracies):,} of {SIZE:,} architectures"
+        self.datasets = tuple(next(iter(accuracies.values())))
+        self._sorted = {name: sorted(row[name] for row in accuracies.values()) for name in self.datasets}
+
+    def __len__(self) -> int:
+        return len(self.accuracies)
+
+    def best(self, dataset: str = "cifar10") -> str:
+        """The cell of highest accuracy, of equals the first in the table."""
+        return max(self.accuracies, key=lambda cell: self.accuracies[cell][dataset])
+
+    def accuracy(self, genotype: object, dataset: str | None = None) -> dict[str, float] | float | None:
+        """Its accuracies by data set, or that on one; None if the table does not have it."""
+        row = self.accuracies.get(str(genotype))
+        return row if row is None or dataset is None else row.get(dataset)
+
+    def rank(self, genotype: object, dataset: str = "cifar10") -> tuple[int, int] | None:
+        """(rank, number of cells in the table): 1 is the best, equals share the best rank. None as above."""
+        accuracy = self.accuracy(genotype, dataset)
+        if accuracy is None:
+            return None
+        return 1 + len(self) - bisect_right(self._sorted[dataset], accuracy), len(self)
+
+    def better_than(self, genotype: object, dataset: str = "cifar10") -> float | None:
+        """The share of the table's cells that are worse, in percent. None as above."""
+        accuracy = self.accuracy(genotype, dataset)
+        return None if accuracy is None else 100 * bisect_left(self._sorted[dataset], accuracy) / len(self)
+
+
+def load_table(path: str | Path | None = None) -> Table | None:
+    """The table in a CSV file, or without a path that of the package analog-nasbench; None if that is not installed.
+
+    UserError says in one line what is wrong with a file. Nothing in it is run.
+    """
+    if path is not None:
+        return Table(_read_csv(Path(path)), str(path))
+    spec = importlib.util.find_spec("analognasbench")  # finds it, and does not import it
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Table(_read_package(Path(spec.submodule_search_locations[0]) / "data.anb"), "analog-nasbench")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: expected a file")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UserError(f"{shorten(path)}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    if len(data) > MAX_FILE:
+        raise UserError(f"{path}: larger than {MAX_FILE:,} bytes, no table is")
+    return data
+
+
+# ---- a file of one's own ---------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> dict[str, dict[str, float]]:
+    """Rows of a cell and its accuracies in percent; the first may name the columns, otherwise the number is CIFAR-10's.
+
+    Named are ``architecture`` and any data sets of DATASETS, in any order; ``accuracy`` is CIFAR-10's as well.
+    """
+    accuracies: dict[str, dict[str, float]] = {}
+    columns = ["architecture", "cifar10"]
+    try:
+        rows = csv.reader(io.StringIO(_read_bytes(path).decode("utf-8-sig"), newline=""), strict=True)
+        for number, row in enumerate(row for row in rows if row):
+            if number == 0 and "architecture" in row:
+                columns = ["cifar10" if name == "accuracy" else name for name in row]
+                if len(columns) < 2 or len(set(columns)) < len(columns) or set(columns) - {"architecture", *DATASETS}:
+                    raise ValueError(
+                        f"columns {shorten(', '.join(row))}; expected architecture and {' '.join(DATASETS)}"
+                    )
+                continue
+            if len(row) != len(columns):
+                raise ValueError(f"{len(row)} fields, expected {','.join(columns)}")
+            fields = dict(zip(columns, row, strict=True))
+            cell = CELL.format(*parse_cell(fields.pop("architecture")))
+            if cell in accuracies:
+                raise ValueError(f"{cell} stands in the table a second time")
+            accuracies[cell] = {name: _read_percent(text) for name, text in fields.items()}
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file; expected lines architecture,accuracy") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}") from None
+    if not accuracies:
+        raise UserError(f"{path}: no line architecture,accuracy in it")
+    return accuracies
+
+
+def _read_percent(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 100:  # NaN is neither
+        raise ValueError(f"accuracy {shorten(text)}, expected a number from 0 to 100")
+    return value
+
+
+# ---- the package's file: a pickled dict, six indices -> an object whose baseline_accuracy is CIFAR-10's in percent ---
+
+PACKAGE_SHA256 = {"85f3435b877aa2d36268d55ce07f6ff6d73643d17a840f1941745da5eb80db32"}  # of data.anb; release 0.1.3
+PACKAGE_OPERATIONS = ["skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3"]
+PACKAGE_EDGES = (
+    0,
+    1,
+    3,
+    2,
+    4,
+    5,
+)  # its edges go out from node 0, then 1, then 2; in CELL they go into 1, then 2, then 3
+PACKAGE_CLASSES = {("analognasbench.data", name): type(name, (), {}) for name in ("Architecture", "DriftMeasurement")}
+
+
+class _Reader(pickle.Unpickler):
+    """Knows a blank class for each of the package's two, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) not in PACKAGE_CLASSES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return PACKAGE_CLASSES[module, name]
+
+
+def _read_package(path: Path) -> dict[str, dict[str, float]]:
+    """The accuracies in data.anb. Only the file of a known release is unpickled: other bytes could crash Python."""
+    data = _read_bytes(path)
+    if hashlib.sha256(data).hexdigest() not in PACKAGE_SHA256:
+        again = "pip install --force-reinstall --no-deps analog-nasbench==0.1.3"
+        raise UserError(
+            f"{path}: not the file of analog-nasbench 0.1.3, so not read; {again}, or give --table FILE.csv"
+        )
+    return {
+        CELL.format(*(PACKAGE_OPERATIONS[indices[i]] for i in PACKAGE_EDGES)): {
+            "cifar10": float(entry.baseline_accuracy)
+        }
+        for indices, entry in _Reader(io.BytesIO(data)).load().items()
+    }
+
+
+# ---- Markdown --------------------------------------------------------------------------------------------------------
+
+NUMBER = re.compile(r"[-+±<>=~≈]*\s*\d.*|[-–—]?|nan")  # also 93.24 ± 0.10, < 0.05, 7 %, and – where there is none
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts, the first with the headings, as a table in Markdown that is aligned; numbers to the right.
+
+    A column is of numbers if each of its texts begins as one, the headings aside; the first column never is.
+    """
+    columns = []
+    for number, (heading, *texts) in enumerate(zip(*rows, strict=True)):
+        cells = [text.replace("|", r"\|") for text in (heading, *texts)]
+        right = number > 0 and all(NUMBER.fullmatch(text) for text in texts)
+        width = max(3, *map(len, cells))
+        cells.insert(1, "-" * (width - 1) + (":" if right else "-"))
+        columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))

@@ -1,0 +1,78 @@
+"""The definition is the method: whoever edits it gets what the edit says, fast or not (design: the definition counts)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from forked import copy_project, run_commands
+
+TINY = "--dataset folder --image_size 16 --init_channels 4 --layers 3 --batch_size 12 --epochs 1 --dss_freq 2 --quiet"
+EDITS = {  # what is edited: the file, a line of it, what stands there afterwards
+    "MixedOp": (
+        "model_search.py",
+        "        y = sum(weights[k] * self._ops[k](x) for k in active)\n",
+        "        y = 1.5 * sum(weights[k] * self._ops[k](x) for k in active)\n",
+    ),
+    "Cell": (
+        "model_search.py",
+        "        return torch.cat(states[2:], dim=1)\n",
+        "        return torch.cat(states[2:], dim=1) + 0.1\n",
+    ),
+    "Network": (
+        "model_search.py",
+        "        return self.classifier(self.global_pooling(s1).flatten(1))\n",
+        "        return 2 * self.classifier(self.global_pooling(s1).flatten(1))\n",
+    ),
+    "SepConv": (
+        "operations.py",
+        '    """Twice: ReLU, depthwise convolution, pointwise convolution, batch normalisation; the stride is the first one\'s."""\n',
+        '    """Louder."""\n\n    def __call__(self, x):\n        return 1.5 * super().__call__(x)\n',
+    ),
+    "OPS": (
+        "operations.py",
+        '    "dil_conv_3x3": lambda C, stride, affine: DilConv(C, C, 3, stride, affine),\n',
+        '    "dil_conv_3x3": lambda C, stride, affine: nn.Conv2d(C, C, 3, stride, 1),\n',
+    ),
+}
+EDITOR = """
+import sys
+name, before, after = (argument.replace("\\n", "\n") for argument in sys.argv[1:])
+text = open(name).read()
+assert text.count(before) == 1, (name, before)
+open(name, "w").write(text.replace(before, after))
+"""
+
+
+@pytest.fixture(scope="module")
+def histories(pictures, tmp_path_factory) -> dict[str, str]:
+    """The history of a tiny search for every edit, alone and with --plain, and of one without any; and the logs."""
+    tree = copy_project(tmp_path_factory.mktemp("edited"))
+    (tree / "edit.py").write_text(EDITOR)
+    search = f"search.py {TINY} --data {pictures} --save"
+    commands = [f"{search} unedited", f"{search} unedited-plain --plain"]
+    for name, (file, before, after) in EDITS.items():
+        commands += [edit(file, before, after), f"{search} {name}", f"{search} {name}-plain --plain"]
+        commands += [edit(file, after, before)]
+    run_commands(tree, commands)
+    return {path.parent.name: path.read_text() for path in tree.glob("logs/*/history.jsonl")} | {
+        f"log of {path.parent.name}": path.read_text() for path in tree.glob("logs/*/log.txt")
+    }
+
+
+def edit(file: str, before: str, after: str) -> str:
+    import shlex
+
+    return shlex.join(["edit.py", file, before.replace("\n", "\\n"), after.replace("\n", "\\n")])
+
+
+def test_without_an_edit_fast_py_computes(histories):
+    assert "computed by fast.py" in histories["log of unedited"]
+    assert histories["unedited"] != histories["unedited-plain"]  # in the last digits
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_is_what_a_search_computes(histories, name):
+    assert histories[name] == histories[f"{name}-plain"]
+    assert histories[name] not in (histories["unedited"], histories["unedited-plain"])
+    assert "computed as defined: " in histories[f"log of {name}"]
