@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --device cpu --small       # the rehearsal: every part to its end on a CPU, tiny sizes
 
 Each part is a process of its own that is ended when its share of the time is used; what it has measured until then is
-in the file. Needs PyTorch, torchvision and numpy; what the scripts use besides is replaced where it is missing. Images
-are random, or those of fashion_mini. The parts, after which one can ask with --part NAME alone:
+in the file. Needs PyTorch, torchvision and numpy alone: the scripts draw nothing here (checks.launch). Images are
+random, or those of fashion_mini. The parts, of which --part NAME runs one alone:
 
     checks            golden arrays, an epoch of every method, resuming to the same losses, --amp, two processes
     steps             seconds and memory of a step: definition and fast.py, both memory orders, three precisions
