@@ -35,18 +35,18 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from golden_arrays import active_lists, golden, load_weights  # noqa: E402
+from steps import use_tf32  # noqa: E402
 
 import fast  # noqa: E402
 import genotypes  # noqa: E402
 import model  # noqa: E402
-import utils  # noqa: E402
 from genotypes import CELL_TYPES, PRIMITIVES  # noqa: E402
 from model_search import Architecture, Network  # noqa: E402
 
 
 def golden_errors(device: torch.device) -> dict[str, float]:
     """How far the networks are from the published ones in float32, relative to the largest entry of each array."""
-    utils.cuda_settings(tf32=False)
+    use_tf32(False)
     errors = {}
 
     def compare(name: str, ours: torch.Tensor, expected: np.ndarray) -> None:

@@ -33,11 +33,20 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from checks import METHODS, Scripts, golden_errors, lines
-from steps import Setting, Step, Way, evaluation, measure_peak, measure_seconds, retraining_step, search_step
+from steps import (
+    Setting,
+    Step,
+    Way,
+    evaluation,
+    measure_peak,
+    measure_seconds,
+    retraining_step,
+    search_step,
+    use_tf32,
+)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import utils
 from model_search import Network
 from operations import DilConv, SepConv
 from space import INCOMING
@@ -184,7 +193,7 @@ def time_steps(report: Report, device: torch.device, small: bool) -> None:
         if precision == "tf32" and device.type != "cuda":
             report["tf32"] = "not on a CPU"
             continue
-        set_precision(precision)
+        use_tf32(precision != "float32")
         for name, (build, batch) in work(small).items():
             if report.left() < 15:
                 report["left out"] = [*report["left out"], f"{name}, {precision}"]
@@ -195,10 +204,6 @@ def time_steps(report: Report, device: torch.device, small: bool) -> None:
                     continue  # these are what another way computes
                 steps[way_name] = build(Setting(batch, way, device, precision == "bfloat16"))
             report[f"{name}, batch {batch}, {precision}"] = in_turn(steps, device, small, report.left)
-
-
-def set_precision(precision: str) -> None:
-    utils.cuda_settings(tf32=precision != "float32")
 
 
 def in_turn(
@@ -293,7 +298,7 @@ def try_graph(report: Report, device: torch.device, small: bool) -> None:
     if device.type != "cuda":
         report["not on a CPU"] = "a CUDA graph needs CUDA"
         return
-    set_precision("tf32")
+    use_tf32(True)
     build, batch = work(small)["DDSAS search"]
     for name, way in WAYS.items():
         if name == "published" or report.left() < 4:
@@ -330,7 +335,7 @@ def of_one_subspace(step: Step, device: torch.device) -> dict[str, float]:
 
 def try_compile(report: Report, device: torch.device, small: bool) -> None:
     """torch.compile of retraining, at 8 cells so that compiling comes to its end."""
-    set_precision("tf32")
+    use_tf32(True)
     cuda, size = device.type == "cuda", {"layers": 3, "C": 4} if small else {"layers": 8}
     if not cuda:
         report["not on a CPU"] = "aot_eager, which traces and does not generate code, stands for both modes"
@@ -349,7 +354,7 @@ def try_compile(report: Report, device: torch.device, small: bool) -> None:
 
 def try_side_by_side(report: Report, device: torch.device, small: bool) -> None:
     """Separable convolutions of a kind that end in the same node as one grouped convolution, after the definition."""
-    set_precision("tf32")
+    use_tf32(True)
     build, batch = work(small)["DDSAS search"]
     at = Setting(batch, Way(frozen=True), device)
     steps = {"definition": build(at), "side by side": build(at, forward=side_by_side_forward)}
@@ -403,7 +408,7 @@ def side_by_side(ops: tuple[nn.Module], xs: tuple[Tensor], gains: tuple[Tensor])
 
 def try_channels_last(report: Report, device: torch.device, small: bool) -> None:
     """channels_last with bfloat16, against either alone."""
-    set_precision("tf32")
+    use_tf32(True)
     for name in ("DDSAS search", "retraining"):
         build, batch = work(small)[name]
         steps = {

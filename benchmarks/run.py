@@ -32,11 +32,11 @@ from steps import (
     measure_seconds,
     retraining_step,
     search_step,
+    use_tf32,
 )
 from torchvision import transforms
 
 import genotypes
-import utils
 from genotypes import CELL_TYPES
 from lib import data
 from space import DynamicSpace
@@ -226,7 +226,7 @@ def compare_tricks(quick: bool, repetitions: int, device: torch.device) -> dict[
 
 def main(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
-    utils.cuda_settings(tf32=True)
+    use_tf32(True)
     repetitions = 1 if args.quick else args.repetitions
     if args.memory:
         name, which = args.memory

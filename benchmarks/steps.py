@@ -160,6 +160,12 @@ def arrange(network: nn.Module, at: Setting) -> nn.Module:
     return network
 
 
+def use_tf32(tf32: bool) -> None:
+    """How a GPU computes float32, as utils.choose_device sets it; cuDNN keeps the fastest algorithm of each shape."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
 def call(network: nn.Module, *arguments: object) -> Tensor:
     return network(*arguments)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import model_search
-import retrain
-import search
-import train_search
 import utils
 from genotypes import PRIMITIVES
-from lib import cli
 from model_search import Architecture, DynamicSpace
 
 
@@ -29,30 +26,14 @@ def restored():
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_the_settings(tf32):
-    utils.cuda_settings(tf32)
+def test_a_gpu_computes_as_the_flag_says(tf32, monkeypatch):
+    for name, answer in (("device_count", 1), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: None)  # which shows that the device can be used
+    args = argparse.Namespace(device="cuda", gpu=None, amp=True, tf32=tf32)
+    assert utils.choose_device(args) == torch.device("cuda:0")
     found = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     assert found == (True, tf32, tf32)
-
-
-@pytest.mark.parametrize("script", [search, retrain, train_search])
-def test_they_are_made_before_the_first_step_and_go_on_with_the_run(script, pictures, tmp_path, monkeypatch):
-    """A resumed run takes those of the run, though they were not on its command line."""
-    calls: list[object] = []
-    monkeypatch.setattr(utils, "cuda_settings", calls.append)
-    hook = register_optimizer_step_pre_hook(lambda *_: calls.append("step"))
-    size = "--dataset folder --image_size 16 --init_channels 2 --layers 2 --batch_size 36 --epochs 1 --quiet"
-    argv = [*size.split(), "--data", str(pictures), "--save", f"{tmp_path}/run", "--no-tf32", "--device", "cpu"]
-    if script is train_search:
-        argv += "--eps_no_arch 0 --add_layers 0 --add_layers 0".split()
-    try:
-        script.main(cli.parse(script.get_parser(), argv))
-    finally:
-        hook.remove()
-    assert calls[0] is False and set(calls[1:]) == {"step"}
-    (folder,) = tmp_path.iterdir()
-    script.main(cli.parse(script.get_parser(), ["--resume", str(folder), "--device", "cpu"]))
-    assert calls[-1] is False
 
 
 def test_the_mask_is_copied_to_the_device_only_when_the_subspace_moves(monkeypatch):
