@@ -54,14 +54,14 @@ from space import INCOMING
 HERE = Path(__file__).resolve().parent
 
 SHARES = {  # seconds of each part on a GPU; 8 minutes in all
-    "checks": 145,
-    "steps": 150,
+    "checks": 115,
+    "steps": 130,
     "synchronisations": 40,
-    "graph": 25,
+    "graph": 30,
     "compile": 60,
-    "side_by_side": 15,
-    "channels_last": 15,
-    "epoch": 30,
+    "side_by_side": 25,
+    "channels_last": 30,
+    "epoch": 50,
 }
 
 
