@@ -1,11 +1,7 @@
 #!/usr/bin/env bash
-# Time and memory of search, retraining and evaluation at the papers' sizes against the plain formulation.
-# bash shell/bench.sh --quick takes under two minutes. --gpu: what a step asks of a GPU, counted without one; behind it
-# --batches (which batch fits) or --check (the prediction of memory against what is measured on the CPU).
+# Time and memory of search, retraining and evaluation at the papers' sizes, against the definition in both memory
+# orders and without each trick of fast.py; --quick takes minutes, --device cuda measures a GPU.
+# What only a GPU can settle, in eight minutes on one: python benchmarks/gpu.py
 set -eu
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-if [ "${1:-}" = --gpu ]; then
-    shift
-    exec "$PYTHON" benchmarks/gpu.py "$@"
-fi
 "$PYTHON" benchmarks/run.py "$@"
