@@ -39,11 +39,15 @@ class MultiplyAdds:
             type(network).forward(network, x, weights, None)
             for hook in hooks:
                 hook.remove()
+            known: dict[tuple[str, torch.Size], float] = {}  # the same layers on images of the same size
             for kind, edge, index, op in places:
-                if op in shapes:
+                if op not in shapes:  # `none` where it is never called
+                    continue
+                if (key := (repr(op), shapes[op])) not in known:
                     with FlopCounterMode(display=False) as counter:
                         op(x.new_zeros(shapes[op]))
-                    counts[kind][edge, index] += counter.get_total_flops() / 2
+                    known[key] = counter.get_total_flops() / 2
+                counts[kind][edge, index] += known[key]
         network.train(training)
         self.counts = {kind: count.float().to(device) for kind, count in counts.items()}
         self.largest = sum(count.max(dim=1).values.sum() for count in self.counts.values())

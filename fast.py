@@ -231,7 +231,9 @@ def find_difference(network: Network) -> str | None:
 def build_twin(network: Network) -> Network:
     """A network of the same class and candidates with few channels and a cell of each kind, in float64."""
     stem = "cifar" if hasattr(network, "stem") else "imagenet"
-    return type(network)(4, 3, min(4, len(network.cells)), network.candidates, stem).double()
+    twin = type(network)(4, 3, min(4, len(network.cells)), network.candidates, stem).double()
+    twin.straight_through = network.straight_through
+    return twin
 
 
 Results = list[Tensor | None]
@@ -244,7 +246,8 @@ def compute(twin: Network, forward: Callable[..., Tensor]) -> Iterator[Results]:
     x = torch.randn(2, 3, size, size, generator=generator).double()
     every = all_active(twin.candidates)
     some = {kind: [rng.permutation(ops)[: 1 + e % 2].tolist() for e, ops in enumerate(every[kind])] for kind in every}
-    first = {kind: [ops[:1] for ops in edges] for kind, edges in every.items()}  # in most spaces `none`, alone
+    for edges in some.values():
+        edges[0] = edges[1] = [0]  # in most spaces `none`, alone on all edges of a node
     width = max(len(ops) for edges in every.values() for ops in edges)
     weights = [torch.rand(len(edges), width, generator=generator).double() for edges in every.values()]
 
@@ -252,8 +255,7 @@ def compute(twin: Network, forward: Callable[..., Tensor]) -> Iterator[Results]:
         return lambda net, *w: forward(net, x, dict(zip(every, w, strict=True)), active)
 
     buffers = [b.clone() for b in twin.buffers()]
-    for active, straight_through in ((None, False), (some, False), (first, False), (first, True)):
-        twin.straight_through = straight_through
+    for active in (None, some):
         yield differentiate(twin, logits(active), weights)
     with torch.no_grad():
         yield [logits(some)(twin.eval(), *weights)]

@@ -197,7 +197,7 @@ class DDSAS(Method):
         return self.subspace.genotype()
 
     def note(self) -> str:
-        return f", {' + '.join(str(int(active.sum())) for active in self.subspace.active.values())} active ops"
+        return f", ops {'+'.join(str(int(active.sum())) for active in self.subspace.active.values())}"
 
     def replicated(self) -> dict:
         return super().replicated() | {f"active {kind}": active for kind, active in self.subspace.active.items()}

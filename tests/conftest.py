@@ -32,6 +32,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="cuda: needs a GPU"))
 
 
+@pytest.fixture(autouse=True)
+def without_pictures_of_epochs(request, monkeypatch) -> None:
+    """TensorBoard's figures take longer than a tiny epoch: they are drawn in their own tests alone."""
+    if request.module.__name__ != "test_tensorboard":
+        import visualize
+
+        monkeypatch.setattr(visualize, "epoch_pictures", lambda line: {})
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> Path:
     """A folder of real images: 3 classes, 16x16 pixels, 24 training and 8 test images each, of the embedded dataset."""
