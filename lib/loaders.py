@@ -120,7 +120,7 @@ class InMemory:
             yield cut_out(x, row, column, self.options.cutout), labels
 
 
-SILENCE = 50  # seconds without a word of any worker that end a run: its disk, or the process itself, is gone
+SILENCE = 40  # seconds without a word of any worker that end a run: its disk, or the process itself, is gone
 
 
 class OnDisk(torch.utils.data.Dataset):
@@ -224,30 +224,29 @@ class OnDisk(torch.utils.data.Dataset):
 
         def look_after_workers() -> None:
             nonlocal silence, images_read
+            while_waiting()
             silence, images_read = silence + 1 if images_read == self.images_read else 0, int(self.images_read)
-            try:
-                while_waiting()
-                if silence >= SILENCE and workers:
-                    raise RankLost(lost % f"no image in {SILENCE} seconds")
-            except BaseException:
-                for worker in workers:
-                    worker.kill()  # Python waits for them at its end, and one that is stopped obeys nothing else
-                raise
+            if silence >= SILENCE and workers:
+                raise RankLost(lost % f"no image in {SILENCE} seconds")
 
-        while True:
-            try:
+        try:
+            while True:
                 with _every_second(look_after_workers):
                     batch = next(batches, None)
-            except (EOFError, ConnectionError):
-                raise RankLost(lost % "it is gone") from None
-            except RuntimeError as error:
-                *_, reason = str(error).splitlines()
-                if "DataLoader" not in reason and "shared memory" not in reason:
-                    raise
-                raise RankLost(lost % reason) from None
-            if batch is None:
-                return
-            yield batch
+                if batch is None:
+                    return
+                yield batch
+        except (EOFError, ConnectionError):
+            raise RankLost(lost % "it is gone") from None
+        except RuntimeError as error:
+            *_, reason = str(error).splitlines()
+            if "DataLoader" not in reason and "shared memory" not in reason:
+                raise
+            raise RankLost(lost % reason) from None
+        finally:
+            del batches  # ends the workers, and waits for them a while
+            for worker in workers:
+                worker.kill()  # one that is stopped obeys nothing else, and Python waits for it at its end
 
 
 @contextlib.contextmanager
