@@ -16,7 +16,7 @@ from matplotlib.patches import Arc, Circle, FancyArrowPatch, FancyBboxPatch, Rec
 
 from experiments import common
 from genotypes import CELL_TYPES, EDGE_LIST, PRIMITIVES
-from lib.figures import EDGE_NAMES, SOURCES, STYLES, WIDTH, list_edges, line_style, style_of
+from lib.figures import EDGE_NAMES, SOURCES, STYLES, WIDTH, line_style, list_edges, style_of
 from lib.report import INK, LINE, MUTED, PAPER, SOFT
 from space import DynamicSpace
 
