@@ -40,9 +40,8 @@ class Architect:
         alphas = [p for name, p in named if not name.startswith("betas")]
         self.groups = [group for group in (alphas, betas) if group]  # each clipped on its own
         self.meter = Average(device)
-        self.optimizer = torch.optim.Adam(
-            alphas + betas, args.arch_learning_rate, betas=(0.5, 0.999), weight_decay=args.arch_weight_decay
-        )
+        adam = {"betas": (0.5, 0.999), "weight_decay": args.arch_weight_decay}
+        self.optimizer = torch.optim.Adam(alphas + betas, args.arch_learning_rate, **adam) if named else None
 
     def step(
         self,
@@ -74,10 +73,11 @@ class Architect:
         return torch.linalg.vector_norm(torch.stack(norms))
 
     def state_dict(self) -> dict:
-        return {"optimizer": self.optimizer.state_dict(), "meter": self.meter.state_dict()}
+        return {"optimizer": self.optimizer and self.optimizer.state_dict(), "meter": self.meter.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.meter.load_state_dict(state["meter"])
 
 

@@ -35,13 +35,14 @@ class MultiplyAdds:
         weights = {kind: torch.ones(count.shape, device=device) for kind, count in counts.items()}
         network.eval()
         with torch.no_grad():
-            type(network).forward(network, torch.zeros(1, 3, image_size, image_size, device=device), weights, None)
+            x = torch.zeros(1, 3, image_size, image_size, device=device, dtype=next(network.parameters()).dtype)
+            type(network).forward(network, x, weights, None)
             for hook in hooks:
                 hook.remove()
             for kind, edge, index, op in places:
                 if op in shapes:
                     with FlopCounterMode(display=False) as counter:
-                        op(torch.zeros(shapes[op], device=device))
+                        op(x.new_zeros(shapes[op]))
                     counts[kind][edge, index] += counter.get_total_flops() / 2
         network.train(training)
         self.counts = {kind: count.float().to(device) for kind, count in counts.items()}

@@ -313,7 +313,7 @@ class RWS(Method):
         self.scores = {kind: self.rng.random(shape) for kind in self.cells.types}
         if not self.cells.none_may_be_chosen:
             for table in self.scores.values():
-                table[:, [primitive == "none" for primitive in self.space.primitives]] = -np.inf
+                table[:, [primitive == "none" for primitive in self.space.primitives]] = -1  # below all others
 
     def before_step(self, epoch: int, step: int) -> None:
         self.draw()

@@ -89,9 +89,7 @@ class SearchCell(nn.Module):
         nodes = [x]
         for node in NODES:
             incoming = [(e, source) for e, (end, source) in enumerate(EDGE_LIST) if end == node]
-            edges = [
-                self.edges[f"{node}<-{source}"](nodes[source], weights[e], active[e]) for e, source in incoming
-            ]
+            edges = [self.edges[f"{node}<-{source}"](nodes[source], weights[e], active[e]) for e, source in incoming]
             nodes.append(total(edges, x))
         return nodes[-1]
 

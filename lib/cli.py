@@ -270,6 +270,9 @@ def run_script(main: Callable[[argparse.Namespace], Any], parser: Parser, argv: 
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
             raise
         _fail(f"out of memory, a smaller --batch_size or network needs less ({error})", 1)
+    except BrokenPipeError:  # who reads the output has seen enough, as `| head` has
+        sys.stdout = None
+        sys.exit(1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:

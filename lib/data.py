@@ -194,7 +194,7 @@ def train_data(name: str, root: str | Path, **options) -> tuple[Loader, Loader, 
     Images that are read from disk get colour jitter as well. Arguments and errors as in `search_data`.
     """
     options = Options(**options, jitter=True)
-    info, (train, test) = _open(name, root, options, "train", "test")
+    info, (train, test) = _open(name, _whole_imagenet(name, root), options, "train", "test")
     check_shared_memory(train)
     return Loader(train, "training images", options), Loader(test, "test images", options, training=False), info
 
@@ -207,7 +207,7 @@ def test_data(name: str, root: str | Path, **options) -> tuple[Loader, Info]:
     Without them the classes are those found, and `folder` reads its training images too, for their mean and deviation.
     """
     options = Options(**options)
-    info, (test,) = _open(name, root, options, "test")
+    info, (test,) = _open(name, _whole_imagenet(name, root), options, "test")
     check_shared_memory(test)
     return Loader(test, "test images", options, training=False), info
 
@@ -222,6 +222,12 @@ def lookup(name: str, image_size: int | None = None) -> Info:
     if info.read:
         raise UserError(f"{name} has images of {info.image_size} pixels: --image_size is for folder and imagenet")
     return dataclasses.replace(info, image_size=image_size)
+
+
+def _whole_imagenet(name: str, root: str | Path) -> Path:
+    """The folder of ImageNet: ``root`` with train/ and val/ in it, or its subfolder imagenet/, as P-DARTS has it."""
+    root, inside = Path(root).expanduser(), Path(root, "imagenet").expanduser()
+    return inside if name == "imagenet" and inside.is_dir() and not (root / "train").is_dir() else root
 
 
 def _open(name: str, root: str | Path, options: Options, *parts: str) -> tuple[Info, list[InMemory | OnDisk]]:

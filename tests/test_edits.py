@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import pytest
@@ -35,9 +36,9 @@ EDITS = {  # what is edited: the file, a line of it, what stands there afterward
         '    "dil_conv_3x3": lambda C, stride, affine: nn.Conv2d(C, C, 3, stride, 1),\n',
     ),
 }
-EDITOR = """
+EDITOR = r"""
 import sys
-name, before, after = (argument.replace("\\n", "\n") for argument in sys.argv[1:])
+name, before, after = (text.replace("\\n", "\n") for text in sys.argv[1:])
 text = open(name).read()
 assert text.count(before) == 1, (name, before)
 open(name, "w").write(text.replace(before, after))
@@ -45,8 +46,8 @@ open(name, "w").write(text.replace(before, after))
 
 
 @pytest.fixture(scope="module")
-def histories(pictures, tmp_path_factory) -> dict[str, str]:
-    """The history of a tiny search for every edit, alone and with --plain, and of one without any; and the logs."""
+def results(pictures, tmp_path_factory) -> dict[str, tuple[float, str]]:
+    """(loss, log) of a tiny search for every edit, alone and with --plain, and of one without any."""
     tree = copy_project(tmp_path_factory.mktemp("edited"))
     (tree / "edit.py").write_text(EDITOR)
     search = f"search.py {TINY} --data {pictures} --save"
@@ -55,22 +56,24 @@ def histories(pictures, tmp_path_factory) -> dict[str, str]:
         commands += [edit(file, before, after), f"{search} {name}", f"{search} {name}-plain --plain"]
         commands += [edit(file, after, before)]
     run_commands(tree, commands)
-    return {path.parent.name: path.read_text() for path in tree.glob("logs/*/history.jsonl")} | {
-        f"log of {path.parent.name}": path.read_text() for path in tree.glob("logs/*/log.txt")
-    }
+    losses = {path.parent: json.loads(path.read_text())["train_loss"] for path in tree.glob("logs/*/history.jsonl")}
+    return {folder.name: (loss, (folder / "log.txt").read_text()) for folder, loss in losses.items()}
 
 
 def edit(file: str, before: str, after: str) -> str:
     return shlex.join(["edit.py", file, before.replace("\n", "\\n"), after.replace("\n", "\\n")])
 
 
-def test_without_an_edit_fast_py_computes(histories):
-    assert "computed by fast.py" in histories["log of unedited"]
-    assert histories["unedited"] != histories["unedited-plain"]  # in the last digits
+def test_without_an_edit_fast_py_computes(results):
+    assert "computed by fast.py" in results["unedited"][1]
+    assert results["unedited"][0] == pytest.approx(results["unedited-plain"][0], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_an_edit_is_what_a_search_computes(histories, name):
-    assert histories[name] == histories[f"{name}-plain"]
-    assert histories[name] not in (histories["unedited"], histories["unedited-plain"])
-    assert "computed as defined: " in histories[f"log of {name}"]
+def test_an_edit_is_what_a_search_computes(results, name):
+    (loss, log), (defined, _) = results[name], results[f"{name}-plain"]
+    assert loss == pytest.approx(defined, rel=1e-4) != pytest.approx(results["unedited"][0], rel=1e-3)
+    if name == "OPS":  # an operation that fast.py does not know is computed by its own forward
+        assert "computed by fast.py" in log
+    else:
+        assert loss == defined and "computed as defined: fast.py differs in" in log

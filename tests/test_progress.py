@@ -86,7 +86,7 @@ def test_bars_of_a_search_on_a_terminal(pictures, tmp_path):
     for epoch in (0, 1):
         bars = [line for line in shown if line.startswith(f"epoch {epoch} ") and "images/s" in line]
         assert len(bars) >= 6, "every step of six is drawn"
-        figures = r" 6/6, \d\d:\d\d left, loss \d\.\d+, acc \d+\.\d%, \d+ images/s, ops \d+\+\d+$"
+        figures = r" 6/6, \d\d:\d\d left, loss \d\.\d+, acc \d+\.\d%, \d+ images/s, \d+ \+ \d+ active ops$"
         assert re.search(figures, bars[-1])
     assert any(re.match(r"epochs .* 0/2, \? left", line) for line in shown)
     assert any(re.match(r"epochs .* 1/2, \d\d:\d\d left, validation accuracy \d+\.\d%", line) for line in shown)

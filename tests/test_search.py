@@ -25,6 +25,9 @@ TINY = (
 )
 
 
+SMALL_SPACE = "--space_config nasbench201 --layers 1"
+
+
 def arguments(text, *more):
     return cli.parse(search.get_parser(), [*TINY.split(), *text.split(), *map(str, more)])
 
@@ -318,7 +321,7 @@ def test_temperatures_fall():
 
 
 def test_imagenets_ramp_starts_from_the_undecayed_rate(pictures, tmp_path):
-    flags = "--epochs 3 --warmup_epochs 2 --learning_rate 0.5 --learning_rate_min 0 --dss_freq 1"
+    flags = f"{SMALL_SPACE} --epochs 3 --warmup_epochs 2 --learning_rate 0.5 --learning_rate_min 0 --dss_freq 1"
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(utils, "world_size", lambda: 32)  # 32 x 12 images: more than 256
     lines = history(run_search(pictures, tmp_path / "run", flags))
@@ -365,7 +368,7 @@ def test_inactive_operations_decay_on_demand():
 
 
 def test_flops_weight_makes_the_expected_cost_fall(pictures, tmp_path):
-    flags = "--method darts --arch_learning_rate 0.1 --batch_size 6"
+    flags = f"{SMALL_SPACE} --method darts --arch_learning_rate 0.1 --batch_size 6"
     without = run_search(pictures, tmp_path / "without", flags)
     zero = run_search(pictures, tmp_path / "zero", flags, "--flops_weight", 0)
     assert (without / "history.jsonl").read_bytes() == (zero / "history.jsonl").read_bytes()

@@ -105,7 +105,7 @@ def test_device_that_is_not_there_is_named():
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 RANKS = """
-import os, signal, torch, runs, utils
+import os, signal, torch, utils
 from pathlib import Path
 
 def main(args):
@@ -211,7 +211,9 @@ def test_progress_is_silent_without_a_terminal(capfd):
 def test_learning_rates():
     assert utils.cosine_rate(0, 50, 0.025, 0.001) == 0.025
     assert utils.cosine_rate(25, 50, 0.025, 0.001) == pytest.approx(0.013)
-    assert [utils.linear_rate(epoch, 250, 0.5) for epoch in (0, 245, 249)] == pytest.approx([0.5, 0.5 / 49, 0.5 / 1225])
+    assert [utils.linear_rate(epoch, 250, 0.5) for epoch in (0, 245, 249)] == pytest.approx(
+        [0.5, 0.5 / 245, 0.5 / 1225]
+    )
 
 
 def test_retrainings_ramp_on_imagenet_multiplies_the_scheduled_rate():

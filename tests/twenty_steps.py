@@ -12,20 +12,22 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import conftest  # noqa: F401  (puts the project's root on the path)
-import torch
 
+import costs
+import genotypes
 import methods
 import search
 import utils
+from architect import Architect
 from lib import cli, data, distributed
+from model_search import Network
 
 STEPS = 20
 FLAGS = (
     "--dataset fashion_mini --init_channels 2 --layers 3 --dss_freq 2 --rdss_prob 0.2 --gumbel --arch_learning_rate 0.1"
-    " --learning_rate 0.1 --drop_path_prob 0 --report_freq 5 --quiet --device cpu"
+    " --learning_rate 0.1 --quiet --device cpu"
 )
 
 
@@ -34,9 +36,6 @@ class Doubles:
 
     def __init__(self, loader: data.Loader) -> None:
         self.loader = loader
-
-    def __len__(self) -> int:
-        return STEPS
 
     def epoch(self, *position):
         return itertools.islice(self._changed(self.loader.epoch(*position)), STEPS)
@@ -48,40 +47,44 @@ class Doubles:
         return ((x[:, :, ::4, ::4].double(), y) for x, y in batches)
 
 
+class Recorder:
+    """In place of a Run: remembers the losses and the active operations of every step."""
+
+    def __init__(self, args, method: methods.DDSAS, architect: Architect) -> None:
+        self.args, self.method, self.architect, self.step = args, method, architect, 0
+        self.losses, self.active = {"train": [], "arch": []}, []
+
+    def steps(self, train: Doubles):
+        return train.epoch(0, 0)
+
+    def after_step(self, meter, *rest) -> None:
+        self.step += 1
+        for name, average in (("train", meter), ("arch", self.architect.meter)):
+            total, *_, images = distributed.reduce_sum(average.sums.clone()).tolist()
+            assert images == self.args.batch_size * distributed.world_size() * self.step
+            self.losses[name].append(total / images * self.step - sum(self.losses[name]))
+        self.active.append({kind: methods.bits(mask) for kind, mask in self.method.subspace.active.items()})
+
+
 def twenty_steps(batch_size: int) -> dict:
     """The losses and the active sets of every step, and the genotype; ``batch_size`` is per process."""
     args = cli.parse(search.get_parser(), f"{FLAGS} --batch_size {batch_size}".split())
-    rank, world_size = distributed.start_distributed(torch.device("cpu"))
+    device = utils.choose_device(args)
     utils.set_seed(args.seed)
-    train, valid, info = data.search_data(
-        args.dataset, ".", batch_size=batch_size, seed=args.seed, rank=rank, world_size=world_size
-    )
-    record, global_batch = {"train": [], "arch": [], "active": []}, batch_size * world_size
-
-    class Recorded(search.Search):
-        def end_step(self, loss, logits, y, norm, arch_norm=None) -> None:
-            self.averages["train"].add(loss, logits, y)
-            self.step += 1
-            for name, average in self.averages.items():
-                total, *_, images = distributed.reduce_sum(average.sums.clone()).tolist()
-                assert images == global_batch * self.step
-                record[name].append((total - sum(record[name]) * global_batch) / global_batch)
-            record["active"].append(
-                {kind: methods.bits(active) for kind, active in self.method.subspace.active.items()}
-            )
-
-    state = Recorded(args, info, Doubles(valid), search.Judge(args), torch.device("cpu"))
-    state.run = SimpleNamespace(folder=Path())
-    state.network.double().eval()
-    state.architecture.double()
-    state.start_epoch()
-    state.train_one_epoch(Doubles(train))
-    distributed.assert_same(
-        dict(state.architecture.named_parameters())
-        | dict(state.network.named_parameters())
-        | state.method.subspace.active
-    )
-    return record | {"genotype": str(state.method.genotype())}
+    train, valid, info = data.search_data(**cli.data_arguments(args, device))
+    space = genotypes.SPACES["static"]
+    network = Network(args.init_channels, info.num_classes, args.layers, space.primitives).double().eval()
+    network.train = lambda mode=True: network
+    method = methods.DDSAS(args, space, device)
+    method.architecture.double()
+    optimizer = utils.sgd(network, args)
+    architect = Architect(network, method.architecture, optimizer, args, device)
+    flops = costs.MultiplyAdds(network, 8)
+    recorder, meter = Recorder(args, method, architect), utils.Average(device)
+    batches = Doubles(train), Doubles(valid)
+    search.train_one_epoch(0, recorder, *batches, network, method, optimizer, architect, meter, flops)
+    distributed.assert_same(method.replicated() | dict(network.named_parameters()))
+    return recorder.losses | {"active": recorder.active, "genotype": str(method.genotype())}
 
 
 if __name__ == "__main__":
