@@ -16,7 +16,7 @@ from matplotlib.patches import Arc, Circle, FancyArrowPatch, FancyBboxPatch, Rec
 
 from experiments import common
 from genotypes import CELL_TYPES, EDGE_LIST, PRIMITIVES
-from lib.figures import EDGE_NAMES, SOURCES, STYLES, WIDTH, edges_of, line_style, style_of
+from lib.figures import EDGE_NAMES, SOURCES, STYLES, WIDTH, line_style, list_edges, style_of
 from lib.report import INK, LINE, MUTED, PAPER, SOFT
 from space import DynamicSpace
 
@@ -99,7 +99,7 @@ def draw() -> Figure:
     text = "running mean of an operation's\n" + r"weight $p_\alpha\,\sigma(\beta)$ while it is active"
     draw_squares(add_panel(figure, 1, 1, "5  Saliency", text), saliency / saliency.max(), available)
     text = "the two edges of highest saliency\nat each node, with their best operation"
-    draw_arcs(add_panel(figure, 0, 1, "6  Genotype", text), edges_of(space.genotype())["normal"])
+    draw_arcs(add_panel(figure, 0, 1, "6  Genotype", text), list_edges(space.genotype())["normal"])
 
     for x, y, to_x, to_y in (
         (0.302, 0.77, 0.354, 0.77),
