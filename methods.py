@@ -310,10 +310,8 @@ class RWS(Method):
     def draw(self) -> None:
         """Draw an architecture: an operation for each edge, as `random_architecture` does."""
         shape = self.cells.num_edges, len(self.space.primitives)
-        self.scores = {kind: self.rng.random(shape) for kind in self.cells.types}
-        if not self.cells.none_may_be_chosen:
-            for table in self.scores.values():
-                table[:, [primitive == "none" for primitive in self.space.primitives]] = -1  # below all others
+        none = [primitive == "none" and not self.cells.none_may_be_chosen for primitive in self.space.primitives]
+        self.scores = {kind: np.where(none, -1, self.rng.random(shape)) for kind in self.cells.types}
 
     def before_step(self, epoch: int, step: int) -> None:
         self.draw()
@@ -357,11 +355,11 @@ def random_architecture(space: Space, rng: np.random.Generator):
 
 
 def derive(scores: dict[str, np.ndarray], space: Space):
-    """The architecture for scores (edges, operations) per cell type; takes `none` out where the space says so."""
+    """The genotype for scores (edges, operations) per cell type; takes `none` out where the space says so."""
     cells = CELLS[space.cells]
     if not cells.none_may_be_chosen:
-        for table in scores.values():
-            table[:, [primitive == "none" for primitive in space.primitives]] = -np.inf
+        none = [primitive == "none" for primitive in space.primitives]
+        scores = {kind: np.where(none, -np.inf, table) for kind, table in scores.items()}
     return cells.derive(scores, space.primitives)
 
 

@@ -117,4 +117,6 @@ def retrain_command(script: str, args: dict, folder: str | Path) -> str:
         flags += ["--tmp_data_dir" if pdarts else "--data", images] if images not in (None, ".data") else []
         flags += ["--image_size", str(size)] if size else []
         flags.append("--cutout")
-    return shlex.join(["python", *flags, "--auxiliary", "--arch", str(folder)])
+    if not str(args.get("space_config")).endswith("nasbench201"):  # whose networks have no auxiliary head
+        flags.append("--auxiliary")
+    return shlex.join(["python", *flags, "--arch", str(folder)])

@@ -196,6 +196,8 @@ class Run:
         self._started, self._cpu_started = time.time(), time.process_time()
         self._first_step, self._pending = self.step, []
         self._num_images, self._num_steps = loader.num_images, len(loader)
+        if world_size() == 1:
+            loader.while_waiting = self._leave_if_asked  # images that do not come must not hold up a signal
         batches = loader.epoch(self.epoch, self.step)
         self._steps_bar = self._bar(batches, f"epoch {self.epoch}", len(loader), self.step)
         for batch in self._steps_bar:
@@ -227,15 +229,20 @@ class Run:
         due = self.step % args.report_freq == 0 or self.step == self._num_steps
         if due or (on_cpu and world_size() == 1 and not bar.disable):
             self._report(meter, note, due)
-        if (world_size() == 1 or self.step % args.report_freq == 0) and self._signals.arrived():
+        if world_size() == 1 or self.step % args.report_freq == 0:
+            self._leave_if_asked()
+        if args.checkpoint_freq and self.step % args.checkpoint_freq == 0:
+            self._check_numbers()
+            self._save()
+
+    def _leave_if_asked(self) -> None:
+        """After a signal, write a checkpoint and end the process; a collective under torchrun."""
+        if self._signals.arrived():
             self._check_numbers()
             self._save()
             self.log(f"stopped by signal {self._signals.number} at epoch {self.epoch}, step {self.step}")
             self.close()
             self._signals.leave(self.resume_command)
-        if args.checkpoint_freq and self.step % args.checkpoint_freq == 0:
-            self._check_numbers()
-            self._save()
 
     def _report(self, meter: Any, note: str, due: bool) -> None:
         if due:

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def without_pictures_of_epochs(request, monkeypatch) -> None:
     """TensorBoard's figures take longer than a tiny epoch: they are drawn in their own tests alone."""
-    if request.module.__name__ != "test_tensorboard":
+    if request.module.__name__ not in ("test_tensorboard", "test_visualize"):
         import visualize
 
         monkeypatch.setattr(visualize, "epoch_pictures", lambda line: {})

@@ -54,5 +54,5 @@ def test_the_regulariser_of_a_new_method_moves_alpha(extended):
 
 def test_a_new_cell_is_counted_retrained_and_tested(extended):
     printed = (extended / "printed").read_text()
-    assert "| MY_CELL |" in printed and "test accuracy" in printed
+    assert "| MY_CELL " in printed and "test accuracy" in printed
     assert "se_conv_3x3" in (extended / "logs/my-cell/genotype.txt").read_text()
