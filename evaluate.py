@@ -1,46 +1,45 @@
-"""Test a checkpoint, ours or a released one: accuracy, loss, parameters, multiply-adds, speed.
+"""Test a checkpoint, ours or a released one, or say what it sees in images.
 
-    python evaluate.py --model_path logs/RETRAIN_RUN          # a run folder: its best checkpoint
+    python evaluate.py --model_path logs/RETRAIN_RUN          # a run folder: its last checkpoint; --best: its best one
+    python evaluate.py --model_path logs/RETRAIN_RUN photo.jpg more_photos/       # the best classes of each image
     python evaluate.py --dataset cifar10 --arch DDSAS_cifar10 --model_path .weights/cifar10-best-97.61.pt
-    python evaluate.py --dataset imagenet --data .data/imagenet --arch DDSAS_imagenet --model_path FILE
-    torchrun --nproc_per_node 4 evaluate.py --dataset imagenet ...      # each process tests its share
+    torchrun --nproc_per_node 4 evaluate.py --dataset imagenet --data .data/imagenet --arch DDSAS_imagenet ...
     python evaluate.py --model_path logs/RETRAIN_RUN --export onnx model.onnx       # or pt2
     python evaluate.py --count --dataset imagenet             # no checkpoint: what each genotype's network costs
 
 A checkpoint is data: it is read with weights_only, and must fit the network exactly. What a checkpoint of ours says of
-itself (dataset, genotype) need not be repeated; for others --arch is needed, and the rest is what the tensors say.
+itself (genotype, dataset, classes, mean and deviation of the pixels) need not be repeated, and a test/ folder is enough
+to test it; for others --arch is needed, and the rest is what the tensors say.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
-import io
-import itertools
+import dataclasses
+import functools
 import json
 import math
-import re
-import statistics
+import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-import engine
 import genotypes
 import model
 import utils
-from engine import load_genotype
-from genotypes import Genotype
-from lib import checkpoints, cli, data, distributed
-from lib.cli import UserError, number
-from nasbench201 import Architecture
+from genotypes import CELL_TYPES, EDGES, SPACES, Genotype
+from lib import checkpoints, cli, confusion, data, distributed, predictions, weights
+from lib.cli import UserError, number, printable
+from lib.export import export_network
+from lib.tables import markdown_table
+from model_search import MixedOp
 from space import two_edges_a_node
 
-Classifier = Callable[[Tensor], Tensor]  # images -> logits
 WEIGHTS = Path(".weights")
 RELEASED = {  # (genotype, for large images): the file of its authors, see README's "Released weights"
     ("DDSAS_cifar10", False): "cifar10-best-97.61.pt",
@@ -49,37 +48,54 @@ RELEASED = {  # (genotype, for large images): the file of its authors, see READM
     ("PDARTS", False): "PDARTS_cifar10.pt",
     ("PDARTS", True): "PDARTS_imagenet.pth.tar",
 }
-MAX_CELLS = 1000
 MAX_IMAGE_SIZE = 1024  # pixels, as a checkpoint may ask for; --image_size may be larger
+OF_SEARCH = {"architect", "arch_optimizer"}  # what searches' checkpoints hold, and held in earlier versions
+CHOSEN = "best.pt: the epoch with the highest accuracy on these test images, so not an unbiased number"
 
 
 def main(args: argparse.Namespace) -> dict | list[dict]:
-    """Test the checkpoint that the arguments name, or count; prints and returns the results."""
+    """Test the checkpoint that the arguments name, predict images with it, or count; prints and returns the results."""
     if args.count:
         return count(args)
-    if args.model_path is None:
-        args.model_path = released(args)
-    device = utils.device_of(args)
-    engine.check_common(args, device)
-    utils.cuda_settings(args.tf32)
-    rank, world_size = distributed.start_distributed(device)
+    device = utils.choose_device(args)
+    name_checkpoint(args)
     checkpoint, network = load_network(args)
     dataset, image_size = tested_on(args, checkpoint, network)
+    own = weights.read_input(args.model_path, checkpoint, network.classifier.out_features)
     info = data.lookup(dataset, image_size)
     check_fits(args.model_path, network, info, dataset)
-    exported = (
-        export(*args.export, network, info.image_size, args.json) if args.export and distributed.is_main() else None
-    )  # noqa: E501
-    test, info = data.test_data(
+    unknown = dataset == "folder" and not own["mean"]  # a checkpoint of an earlier version, or of somebody else
+    info = dataclasses.replace(info, **{name: value for name, value in own.items() if value})
+    fused = model.fuse(network.eval())
+    exported = {}
+    if args.export and distributed.is_main():
+        known = {"image_size": info.image_size, "scale": round(info.test_scale * info.image_size)}
+        known |= {"class_names": info.class_names} if info.class_names else {}
+        known |= {} if unknown else {"mean": info.mean, "std": info.std}
+        exported = {"export": export_network(*args.export, network, fused, known, quiet=args.json)}
+    fused.to(device)
+
+    def logits_of(x: Tensor) -> Tensor:
+        with torch.no_grad(), utils.autocast(args, device):
+            return fused(x)[0].float()
+
+    if args.images:
+        if unknown:
+            raise UserError(
+                f"{args.model_path} does not say its mean and deviation: only a test with --data is possible"
+            )
+        return predict(args, logits_of, info, device) if distributed.is_main() else []
+    loader, info = data.test_data(
         dataset,
         args.data,
         batch_size=args.batch_size,
         device=device,
         image_size=image_size,
         workers=args.workers,
-        rank=rank,
-        world_size=world_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
         bad_images=args.bad_images,
+        **own,
     )
     check_fits(args.model_path, network, info, dataset)  # now the classes of a folder are known
     result = {
@@ -88,34 +104,76 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
         "genotype": str(network.genotype),
         "parameters_m": model.count_parameters(network) / 1e6,
         "multiply_adds_m": model.count_multiply_adds(network, info.image_size) / 1e6,
-    }
-    network = model.fuse(network.to(device).eval())
-    started = time.time()
-    with engine.autocast(args, device):
-        metrics = engine.evaluate(lambda x: network(x)[0], test, device)
-    result |= {
+    } | exported
+    if dataset == "folder" and not all(own.values()) and distributed.is_main():
+        text = f"{args.model_path} does not say its classes, mean and deviation: those of {args.data} are taken"
+        print(f"warning: {text}", file=sys.stderr)
+    return test(args, logits_of, loader, info, result)
+
+
+def test(args: argparse.Namespace, logits_of: Callable, loader: data.Loader, info: data.Info, result: dict) -> dict:
+    """Print and return accuracy, loss and speed; accuracy per class, where classes have names, goes into a run folder.
+
+    ``result`` is what else is printed.
+    """
+    average, started = utils.Average(loader.options.device), time.time()
+    answers = predictions.read_answers(logits_of, loader, lambda z, y: average.add(F.cross_entropy(z, y), z, y))
+    metrics = average.read()
+    result = result | {
         "images": metrics.count,
         "top1": metrics.top1,
         "top5": metrics.top5,
         "loss": metrics.loss if math.isfinite(metrics.loss) else None,
         "images_per_second": metrics.count / (time.time() - started),
     }
-    if exported:
-        result["export"] = exported
-    if distributed.is_main():
-        print(json.dumps(result) if args.json else describe(result))
+    if weights.find_checkpoint(args.model_path, args.best).name == "best.pt":
+        result["chosen"] = CHOSEN
+    if not distributed.is_main():
+        return result
+    counted = {}
+    if info.class_names:
+        counted = confusion.count_confusions(*answers[:, 1:3].astype(int).T, info.class_names)
+        result["per_class"] = counted["per_class"]
+    print(json.dumps(result) if args.json else describe(result))
+    if counted and not args.json:
+        print(f"\n{confusion.describe_confusions(counted)}")
+    if counted and Path(args.model_path).is_dir():
+        mistakes, thumbnails = predictions.find_mistakes(answers, loader, info)
+        found = {"accuracy": metrics.top1, "data": str(args.data)} | result | counted | {"mistakes": mistakes}
+        confusion.write_evaluation(Path(args.model_path), found, thumbnails)
     return result
 
 
-def released(args: argparse.Namespace) -> str:
-    """The file of a released network that --arch names, in .weights/."""
-    large = args.dataset == "imagenet" or args.arch == "DDSAS_imagenet"
-    if (args.arch, large) not in RELEASED:
-        names = ", ".join(dict.fromkeys(name for name, _ in RELEASED))
-        raise UserError(
-            f"--model_path is missing: name a checkpoint file or a run folder, or with --arch one of {names}"
-        )
-    return str(WEIGHTS / RELEASED[args.arch, large])
+def predict(args: argparse.Namespace, logits_of: Callable, info: data.Info, device: torch.device) -> list[dict]:
+    """Print and return the best classes of every image; unreadable ones are named, and the exit code then is 1."""
+    found, bad = [], 0
+    for path, answers in predictions.predict(args.images, logits_of, info, device, args.batch_size):
+        if isinstance(answers, str):
+            print(printable(f"unreadable: {answers}"), file=sys.stderr)
+            bad += 1
+            continue
+        found.append({"image": path, "classes": answers})
+        line = ", ".join(f"{answer['class']} {100 * answer['probability']:.1f} %" for answer in answers)
+        print(json.dumps(found[-1]) if args.json else printable(f"{path}: {line}"))
+    if bad:
+        sys.exit(1)
+    return found
+
+
+def name_checkpoint(args: argparse.Namespace) -> None:
+    """Fill in args.model_path where it is not given: the first of the other names, or a released file of --arch."""
+    if args.model_path is None and args.images:
+        first = Path(args.images[0])
+        if first.suffix in (".pt", ".pth", ".tar") or any((first / name).exists() for name in weights.RUN_FILES):
+            args.model_path = args.images.pop(0)
+    if args.model_path is None:
+        large = args.dataset == "imagenet" or args.arch == "DDSAS_imagenet"
+        if (args.arch, large) not in RELEASED:
+            names = ", ".join(dict.fromkeys(name for name, _ in RELEASED))
+            raise UserError(
+                f"--model_path is missing: name a checkpoint file or a run folder, or with --arch one of {names}"
+            )
+        args.model_path = str(WEIGHTS / RELEASED[args.arch, large])
 
 
 def tested_on(args: argparse.Namespace, checkpoint: dict, network: model.Network) -> tuple[str, int | None]:
@@ -123,7 +181,8 @@ def tested_on(args: argparse.Namespace, checkpoint: dict, network: model.Network
     own = checkpoint.get("dataset")
     default = "imagenet" if isinstance(network, model.NetworkImageNet) else "cifar10"
     dataset = args.dataset or (own if isinstance(own, str) and own in data.INFO else default)
-    size = args.image_size or (checkpoint.get("image_size") if dataset == own else None)
+    any_size = data.INFO[dataset].read is None and "image_size" in checkpoint
+    size = args.image_size or (checkpoint.get("image_size") if dataset == own or any_size else None)
     if size is not args.image_size and (type(size) is not int or size > MAX_IMAGE_SIZE):
         raise UserError(f"{args.model_path} does not say for images of how many pixels it is: give --image_size")
     return dataset, size
@@ -131,7 +190,7 @@ def tested_on(args: argparse.Namespace, checkpoint: dict, network: model.Network
 
 def check_fits(path: str, network: model.Network, info: data.Info, dataset: str) -> None:
     """UserError if the network has other classes than the dataset, or is for other images."""
-    large = engine.stem_for(info, dataset) == "imagenet"
+    large = utils.stem_for(info, dataset) == "imagenet"
     if large != isinstance(network, model.NetworkImageNet):
         raise UserError(
             f"{path}: checkpoint has the network for {'small' if large else 'large'} images,"
@@ -143,12 +202,16 @@ def check_fits(path: str, network: model.Network, info: data.Info, dataset: str)
         raise UserError(f"{path}: checkpoint has {classes} classes, {dataset} has {info.num_classes}")
 
 
+# ---- results -------------------------------------------------------------------------------------------------------
+
+
 def describe(result: dict) -> str:
     """The results as lines for people."""
     top5 = "" if result["top5"] is None else f", top-5 {result['top5']:.2f} %"
     loss = "not a finite number" if result["loss"] is None else f"{result['loss']:.4f}"
+    chosen = f"\n{result['chosen']}" if "chosen" in result else ""
     return (
-        f"{result['checkpoint']} on {result['images']} test images of {result['dataset']}\n"
+        f"{result['checkpoint']} on {result['images']} test images of {result['dataset']}{chosen}\n"
         f"{result['genotype']}\n"
         f"test accuracy: top-1 {result['top1']:.2f} %{top5}, loss {loss}\n"
         f"parameters {result['parameters_m']:.3f} M, multiply-adds {result['multiply_adds_m']:.1f} M,"
@@ -160,206 +223,75 @@ def describe(result: dict) -> str:
 
 
 def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
-    """(checkpoint, network with its weights) of --model_path, a file or a run folder; UserError: what does not fit."""
-    path = Path(args.model_path)
-    if path.is_dir():
-        files = [path / name for name in ("best.pt", "checkpoint.pt", "checkpoint.prev.pt") if (path / name).exists()]
-        if not files:
-            raise UserError(f"{path} holds no checkpoint (best.pt or checkpoint.pt)")
-        path = files[0]
+    """(checkpoint, network with its weights, without an auxiliary head) of --model_path; UserError: what is wrong."""
+    path = weights.find_checkpoint(args.model_path, getattr(args, "best", False))
     if not path.exists() and path.parent == WEIGHTS:
         raise UserError(f'{path} is not there: README\'s section "Released weights" says where its authors put it')
-    checkpoint = checkpoints.read_weights(path)  # not the one before, if it is damaged: that has other weights
-    if "architecture" in checkpoint and {"space", "arch_optimizer"} & checkpoint.keys():
-        raise UserError(f"{path} is of a search, there is no trained network in it: python retrain.py --arch RUN first")
-    weights = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
-    if not isinstance(weights, dict) or not weights or not all(isinstance(t, Tensor) for t in weights.values()):
-        raise UserError(f"{path}: no state dict in it; expected tensors by name, or {{state_dict: ...}}")
-    weights = {str(name): tensor for name, tensor in weights.items()}
-    if all(name.startswith("module.") for name in weights):  # saved from inside DataParallel
-        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    if any(name.startswith("alphas_") or re.match(r"cells\.\d+\._ops\.\d+\._ops\.", name) for name in weights):
-        raise UserError(f"{path} is of a search, there is no trained network in it{searched(checkpoint | weights)}")
+    last = path == Path(args.model_path, "checkpoint.pt")  # of a run: where it is damaged, the one before will do
+    checkpoint = checkpoints.load_checkpoint(path) if last else checkpoints.read_weights(path)
+    tensors = weights.find_tensors(path, checkpoint)
+    if (
+        OF_SEARCH & checkpoint.keys()
+        or weights.find_columns(tensors)
+        or any(name.startswith("alphas_") for name in tensors)
+    ):
+        raise UserError(f"{path} is of a search, no trained network is in it; {advise(path, checkpoint, tensors)}")
     own = checkpoint.get("genotype")
-    arch = args.arch or (own if isinstance(own, str) else "")
-    if not args.arch and not arch.startswith(("Genotype(", "|")):  # a stranger's file names no other files
+    if not args.arch and not isinstance(own, str):
         raise UserError(f"{path} does not say which genotype it is of: give it with --arch, such as DDSAS_cifar10")
-    if isinstance(genotype := load_genotype(arch), Architecture):
-        C = first_size(t for name, t in weights.items() if name.startswith("stem."))
-        classes = first_size(t for name, t in weights.items() if name.startswith("classifier."))
-        N = args.layers or checkpoint.get("layers", 5)  # cells without convolutions have no tensors
-        if not (C and classes and type(N) is int and 0 < N <= MAX_CELLS):
-            raise UserError(f"{path}: not a network of NAS-Bench-201's space")
-        return checkpoint, fitted(str(path), weights, arch, genotype, False, C, classes, N, False)
-    return checkpoint, build(str(path), weights, arch, args)
-
-
-def searched(state: dict) -> str:
-    """What the file of a search in the DARTS space says of its genotype, from saliency or from alpha and beta."""
-    tables = {}
-    for kind in genotypes.CELL_TYPES:
-        s, alpha, beta = (state.get(f"{name}_{kind}") for name in ("saliency", "alphas", "betas"))
-        if isinstance(alpha, Tensor) and s is None:
-            s = alpha.softmax(-1) * (torch.sigmoid(beta) if isinstance(beta, Tensor) else 1)
-        if not isinstance(s, Tensor) or s.shape != (genotypes.EDGES, len(genotypes.PRIMITIVES)):
-            return ": python retrain.py --arch GENOTYPE trains one"
-        tables[kind] = s.double().nan_to_num().numpy().copy()
-        tables[kind][:, genotypes.PRIMITIVES.index("none")] = -math.inf
-    return f'; what it found: python retrain.py --arch "{two_edges_a_node(tables, genotypes.PRIMITIVES)}"'
-
-
-def build(path: str, weights: dict[str, Tensor], arch: str, args: argparse.Namespace) -> model.Network:
-    """The network that the tensors describe, with exactly these weights, without its auxiliary head.
-
-    Width, depth and classes are read off several tensors, so that the message for a single bad one names that one.
-    """
-    large = any(name.startswith("stem1.") for name in weights)
-    stem = first_size(t for name, t in weights.items() if name.startswith("stem1." if large else "stem."))
-    heads = [f"{head}classifier.{kind}" for head in ("", "auxiliary_head.") for kind in ("bias", "weight")]
-    classes = first_size(weights[name] for name in heads if name in weights)
-    cells = {int(m[1]) for m in map(re.compile(r"cells\.(\d{1,4})\.").match, weights) if m}
-    layers = next(number for number in itertools.count() if number not in cells)
-    C = stem if large else stem // 3
-    if not (C and classes and layers):
-        raise UserError(f"{path}: not a network of this family (no stem, cells.0 or classifier in it)")
-    if layers > len(weights) / 10:  # of the inputs of a cell alone
-        raise UserError(f"{path}: {len(weights)} tensors are not enough for the {layers} cells that they name")
-    for name, found, asked in (("channels", C, args.init_channels), ("cells", layers, args.layers)):
-        if asked is not None and asked != found:
-            raise UserError(f"{path}: checkpoint has {found} {name}, you asked for {asked}")
-    auxiliary = any(name.startswith("auxiliary_head.") for name in weights)
-    return fitted(path, weights, arch, load_genotype(arch), large, C, classes, layers, auxiliary)
-
-
-def fitted(
-    path: str,
-    weights: dict[str, Tensor],
-    arch: str,
-    genotype: Genotype | Architecture,
-    large: bool,
-    C: int,
-    classes: int,
-    layers: int,
-    auxiliary: bool,
-) -> model.Network:
-    """The network of this size with exactly these weights, without its auxiliary head; UserError if they do not fit."""
-    second_bn = any(name.startswith("auxiliary_head.features.6.") for name in weights)
-    try:
-        with torch.device("meta"):  # shapes first: nothing is allocated for a network that does not fit
-            network = model.network_for(large, C, classes, layers, auxiliary, genotype, second_bn)
-    except RuntimeError:
-        raise UserError(f"{path}: no network can have {C} channels and {classes} classes") from None
-    expected = network.state_dict()
-    if not any(name.endswith("num_batches_tracked") for name in weights):  # files of old versions have no counters
-        weights |= {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")}
-    check_tensors(path, weights, expected, arch if len(arch) < 60 else "its genotype")
-    weights = {name: tensor.to(expected[name].dtype) for name, tensor in weights.items()}
-    network.load_state_dict(weights, strict=True, assign=True)
+    genotype = genotypes.load(args.arch) if args.arch else genotypes.parse(own)  # which names no other file
+    if isinstance(genotype, Genotype):
+        size = weights.measure(path, tensors, args.init_channels, args.layers)
+    else:
+        size = weights.measure_nasbench201(path, tensors, args.layers or checkpoint.get("layers", 5))
+    second_bn = any(name.startswith("auxiliary_head.features.6.") for name in tensors)
+    arch = args.arch if args.arch and len(args.arch) < 60 else "its genotype"
+    network = weights.fill(path, tensors, lambda: model.network_for(*size, genotype, second_bn), arch)
     network.genotype = genotype
-    if auxiliary:
+    if size.auxiliary:
         del network.auxiliary_head  # training only
-    return network.to(memory_format=torch.channels_last)
+    return checkpoint, network
 
 
-def first_size(tensors: Iterable[Tensor]) -> int:
-    """The commonest first dimension of tensors; 0 if there are none. Those without data can claim any size."""
-    return statistics.mode([len(t) for t in tensors if t.ndim and t.numel()] or [0])
+# ---- checkpoints of searches ---------------------------------------------------------------------------------------
 
 
-def check_tensors(path: str, weights: dict[str, Tensor], expected: dict[str, Tensor], arch: str) -> None:
-    """UserError unless the tensors are those expected, by name, shape and kind."""
-    missing, foreign = ([name for name in a if name not in b] for a, b in ((expected, weights), (weights, expected)))
-    if missing or foreign:
-        parts = [
-            f"{len(names)} tensor{'s' * (len(names) > 1)} {what} ({names[0]}{', ...' * (len(names) > 1)})"
-            for names, what in ((missing, "missing"), (foreign, "unknown"))
-            if names
-        ]
-        raise UserError(f"{path} does not fit the network of {arch}, check --arch: {' and '.join(parts)}")
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
-            have, want = (list(t.shape) for t in (weights[name], tensor))
-            raise UserError(
-                f"{path} does not fit the network of {arch}, check --arch: {name} has shape {have}, expected {want}"
-            )
-        if weights[name].is_floating_point() != tensor.is_floating_point():
-            raise UserError(f"{path}: {name} is {weights[name].dtype}, expected {tensor.dtype}")
+def advise(path: Path, checkpoint: dict, tensors: dict[str, Tensor]) -> str:
+    """What a search's checkpoint has found, and the command that trains it."""
+    found, beside = derive_genotype(checkpoint, tensors), path.parent / "genotype.txt"
+    if not found and OF_SEARCH & checkpoint.keys() and beside.exists():
+        found = genotypes.load(str(beside))
+    if not found:
+        return "it does not tell which cell it found; with one that you know: python retrain.py --arch GENOTYPE"
+    large = "--dataset imagenet " if "stem1.1.weight" in tensors else ""
+    return f'what it found is trained by: python retrain.py {large}--arch "{found}"'
 
 
-# ---- export --------------------------------------------------------------------------------------------------------
+def derive_genotype(checkpoint: dict, tensors: dict[str, Tensor]) -> Genotype | None:
+    """The genotype in DDSAS' checkpoint of a search, published or ours: that of saliency times availability.
 
-
-class Logits(nn.Module):
-    """A network that returns its logits alone."""
-
-    def __init__(self, network: model.Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
-
-
-def as_onnx(network: nn.Module, images: Tensor) -> tuple[bytes, Classifier]:
-    """An ONNX file, and what runs it: `input` images, `output` logits, both with a dimension `batch`."""
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401, used by torch.onnx
-    except ImportError as error:
-        raise UserError(f"--export onnx needs {error.name}: pip install onnx onnxscript onnxruntime") from None
-    if "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
-        raise UserError(f"--export onnx needs PyTorch 2.6 or newer, this is {torch.__version__}; pt2 works")
-    names = {"input_names": ["input"], "output_names": ["output"], "dynamic_shapes": ({0: "batch"},)}
-    program = torch.onnx.export(network, (images,), dynamo=True, verbose=False, **names)
-    content = program.model_proto.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return content, lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
-
-
-def as_pt2(network: nn.Module, images: Tensor) -> tuple[bytes, Classifier]:
-    """A file for torch.export.load(file).module(), and what runs it."""
-    file = io.BytesIO()
-    batch = torch.export.Dim("batch")
-    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=({0: batch},), strict=False), file)
-    file.seek(0)
-    return file.getvalue(), torch.export.load(file).module()
-
-
-EXPORTS = {"onnx": as_onnx, "pt2": as_pt2}
-TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one
-
-
-@torch.no_grad()
-def export(kind: str, file: str, network: model.Network, image_size: int, quiet: bool = False) -> dict:
-    """Write the network, fused, as a file for other programs: images (batch, 3, size, size), normalised, to logits.
-
-    The file is run here on random images, in batches of other sizes than it was made with, and is written if its logits
-    are those of the network. UserError: what is wrong with the format, the path, or the logits.
+    Their columns are in the order of the space's primitives, which a published file does not name: they are those of a
+    known space that has the layers of the file. (Both poolings look the same.) None without saliency, where no space
+    fits, or where several with different results do.
     """
-    path = Path(file)
-    if kind not in EXPORTS:
-        raise UserError(f"--export {kind}: expected one of {', '.join(EXPORTS)}, then the file to write")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"--export {kind} {file}: expected the name of a file, in a folder that exists")
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(7, 3, image_size, image_size, generator=generator)
-    expected = network.eval()(images)[0]
-    network = Logits(model.fuse(network))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated, and channels_last weights incomplete
-        content, run = EXPORTS[kind](network, images[:2])
-        found = torch.cat([run(part) for part in images.split([1, 6])])
-    difference = ((found - expected).abs().max() / expected.abs().max()).item()
-    if not difference <= TOLERANCE:  # nor NaN
-        raise UserError(f"--export {kind} {file}: not written, its logits are not the network's ({difference:.1e} off)")
-    checkpoints.write_whole(path, content)
-    if not quiet:
-        shape, classes = f"(batch, 3, {image_size}, {image_size})", expected.shape[1]
-        print(
-            f"{file}: {kind}, {len(content) / 1e6:.1f} MB, images {shape} to logits (batch, {classes});"
-            f" was run, and its logits differ by {difference:.1e} of the largest"
-        )
-    return {"format": kind, "file": str(file), "largest_difference": difference}
+    scores, columns = weights.find_saliency(checkpoint, tensors), weights.find_columns(tensors)
+    found = {}
+    for primitives in (space.primitives for space in SPACES.values() if space.cells == "darts"):
+        expected = {k: layers_of(primitive) for k, primitive in enumerate(primitives) if layers_of(primitive)}
+        if columns == expected and [table.shape for table in scores] == [(EDGES, len(primitives))] * len(CELL_TYPES):
+            none = [primitive == "none" for primitive in primitives]
+            tables = {kind: np.where(none, -np.inf, table) for kind, table in zip(CELL_TYPES, scores, strict=True)}
+            genotype = two_edges_a_node(tables, primitives)
+            found[str(genotype)] = genotype
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+@functools.cache
+def layers_of(primitive: str) -> set[tuple[str, torch.Size]]:
+    """(name, size of the kernel) of all tensors of an operation in a supernet, at stride 1 and 2."""
+    with torch.device("meta"):
+        edges = [MixedOp(4, stride, [primitive]).state_dict() for stride in (1, 2)]
+    return {(name.removeprefix("_ops.0."), tensor.shape[2:]) for edge in edges for name, tensor in edge.items()}
 
 
 # ---- counting ------------------------------------------------------------------------------------------------------
@@ -372,57 +304,55 @@ def count(args: argparse.Namespace) -> list[dict]:
     """
     dataset = args.dataset or "cifar10"
     info = data.lookup(dataset, args.image_size)
-    large = engine.stem_for(info, dataset) == "imagenet"
+    large = utils.stem_for(info, dataset) == "imagenet"
     classes, layers = info.num_classes or 1000, args.layers or (14 if large else 20)
+    for arch, reason in {} if args.arch else genotypes.broken().items():
+        print(f"warning: {arch} in genotypes.py is not counted: {reason}", file=sys.stderr)
     rows = []
     for arch in [args.arch] if args.arch else genotypes.names():
-        genotype = load_genotype(arch)
+        genotype = genotypes.load(arch)
         C = args.init_channels or (model.mobile_channels(genotype, layers, classes) if large else 36)
         with torch.device("meta"):
             network = model.network_for(large, C, classes, layers, False, genotype)
-            multiply_adds = model.count_multiply_adds(network, info.image_size)
-        rows.append(
-            {
-                "genotype": arch,
-                "dataset": dataset,
-                "channels": C,
-                "cells": layers,
-                "parameters_m": model.count_parameters(network) / 1e6,
-                "multiply_adds_m": multiply_adds / 1e6,
-            }
-        )
+            costs = model.count_parameters(network), model.count_multiply_adds(network, info.image_size)
+        row = {"genotype": arch, "dataset": dataset, "channels": C, "cells": layers}
+        rows.append(row | {"parameters_m": costs[0] / 1e6, "multiply_adds_m": costs[1] / 1e6})
     if args.json:
         print(json.dumps(rows))
         return rows
-    print("| genotype | dataset | channels | cells | parameters | multiply-adds |\n|---|---|---|---|---|---|")
-    for row in rows:
-        *names, parameters, multiply_adds = row.values()
-        print(f"| {' | '.join(map(str, names))} | {parameters:.3f} M | {multiply_adds:.1f} M |")
+    table = [["genotype", "dataset", "channels", "cells", "parameters", "multiply-adds"]]
+    for *words, parameters, multiply_adds in (row.values() for row in rows):
+        table.append([*map(str, words), f"{parameters:.3f} M", f"{multiply_adds:.1f} M"])
+    print(markdown_table(table))
     return rows
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--model_path", metavar="FILE|RUN", help="checkpoint file or run folder")
-    parser.add_argument("--arch", help="name, genotype.txt, run folder or Genotype(...); default: the checkpoint's own")
-    parser.add_argument("--init_channels", type=number(int, 1), metavar="C", help="checked against the checkpoint")
-    parser.add_argument("--layers", type=number(int, 1, MAX_CELLS), help="checked against the checkpoint")
-    parser.add_argument("--data", default=".data", metavar="DIR", help="folder of the datasets, or of your own images")
-    parser.add_argument("--dataset", choices=list(data.INFO), help="default: the checkpoint's own")
-    parser.add_argument("--image_size", type=number(int, 8, 10_000), metavar="N", help="for folder and imagenet")
-    parser.add_argument("--bad_images", default="stop", choices=["stop", "skip"], help="what unreadable images cause")
-    parser.add_argument("--batch_size", type=number(int, 1), default=96)
-    parser.add_argument("--workers", type=number(int, 0, 1000), default=2, help="processes that load images from files")
-    parser.add_argument("--device", default="auto", help="auto (cuda if there, else cpu), cpu, cuda, cuda:N")
-    parser.add_argument("--gpu", type=number(int, 0), metavar="N", help="use GPU number N")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 on CUDA")
-    engine.add_tf32_argument(parser.add_argument)
-    parser.add_argument("--json", action="store_true", help="print the results as one line of json")
-    parser.add_argument("--export", nargs=2, metavar=("FORMAT", "FILE"),
-                        help="before the test write the network as onnx or pt2")  # fmt: skip
+    parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER", help="say the classes of these instead of a test")
+    add = parser.flags("checkpoint")
+    add("--model_path", str, None, "checkpoint or run folder; may also stand before the images", metavar="FILE|RUN")
+    add("--best", bool, False, "of a run folder the checkpoint of the best test accuracy, not the last one")
+    add("--arch", str, None, "name, genotype.txt, run folder or Genotype(...); default: the checkpoint's own")
+    add("--init_channels", cli.SIZE, None, "checked against the checkpoint", metavar="C")
+    add("--layers", number(int, 1, weights.MAX_CELLS), None, "checked against the checkpoint")
+    add = parser.flags("data")
+    add("--data", str, ".data", "folder of the datasets, or of your own images", metavar="DIR")
+    add("--dataset", list(data.INFO), None, "default: the checkpoint's own")
+    add("--image_size", number(int, 8, 10_000), None, "for folder and imagenet", metavar="PIXELS")
+    add("--bad_images", ["stop", "skip"], "stop", "what unreadable images cause")
+    add("--batch_size", cli.SIZE, 96, "per process")
+    add("--workers", number(int, 0, 1000), 2, "processes that load images from files")
+    add = parser.flags("how and what")
+    add("--device", str, "auto", "auto (cuda if there, else cpu), cpu, cuda, cuda:N")
+    add("--gpu", cli.COUNT, None, "use GPU number N", metavar="N")
+    add("--amp", bool, False, "bfloat16 on CUDA")
+    parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True, help="see retrain.py")
+    add("--json", bool, False, "print the results as json, a line for each image")
+    add("--export", str, None, "before the test write the network as onnx or pt2", nargs=2, metavar=("FORMAT", "FILE"))
+    add("--count", bool, False, "test nothing: parameters and multiply-adds of genotypes")
     parser.ignore("--auxiliary", "--drop_path_prob", "--seed", "--report_freq", "--cutout", "--cutout_length")
     parser.ignore("--local_rank", "--local-rank")  # of torch.distributed.launch
-    parser.add_argument("--count", action="store_true", help="test nothing: parameters and multiply-adds of genotypes")
     return parser
 
 

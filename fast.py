@@ -193,6 +193,8 @@ def use(network: nn.Module, log: Callable[[str], None], plain: bool = False, che
         reason = "--plain"
     elif checkpoint_cells:
         reason = "--checkpoint_cells"
+    elif not isinstance(network, Network):
+        reason = f"fast.py has no way for {type(network).__module__}.{type(network).__name__}"
     elif next(network.parameters()).device.type != "cpu":
         reason = "fast.py is for CPUs"
     else:
@@ -287,7 +289,11 @@ def name_difference(twin: Network) -> str:
     next(compute(twin, type(twin).forward))
     for hook in hooks:
         hook.remove()
+    seen = set()
     for module, tensors, defined, ours in list_parts(twin, inputs):
+        if repr(module) in seen:
+            continue
+        seen.add(repr(module))
         try:
             pair = [differentiate(copy.deepcopy(module), way, tensors) for way in (ours, defined)]
         except Exception:

@@ -27,7 +27,7 @@ import genotypes
 import model_search
 import nasbench201
 from genotypes import CELL_TYPES, Space
-from model_search import Architecture, gumbel
+from model_search import Architecture, gumbel, perturb
 from space import DynamicSpace, two_edges_a_node
 
 Operations = tuple[dict[str, Tensor], dict[str, list[list[int]]] | None]  # weights and active operations, per cell type
@@ -275,9 +275,19 @@ class GDAS(DARTS):
         weights, active = {}, {}
         for kind, alpha in self.architecture.items():
             g = torch.zeros_like(alpha) if epoch is None else gumbel(alpha, self.noise)
-            h, k = nasbench201.gdas_weights(alpha, 1.0 if epoch is None else self.tau(epoch), g)
+            h, k = gdas_weights(alpha, 1.0 if epoch is None else self.tau(epoch), g)
             weights[kind], active[kind] = h, [[op] for op in k.tolist()]
         return weights, active
+
+
+def gdas_weights(alpha: Tensor, tau: float, g: Tensor) -> tuple[Tensor, Tensor]:
+    """(h, k) of `GDAS` for alpha and noise g, both (edges, operations): h of that shape, k (edges).
+
+    In value h is one_hot(k), up to rounding at k and exactly 0 elsewhere; its gradient is that of p.
+    """
+    p = perturb(alpha, tau, g).softmax(dim=-1)
+    k = p.argmax(dim=-1)
+    return F.one_hot(k, p.shape[-1]).to(p) - p.detach() + p, k
 
 
 class RWS(Method):

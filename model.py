@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 import nasbench201
-from genotypes import Genotype
+from genotypes import Genotype, Genotype201
 from model_search import imagenet_stem
 from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, order_pixels
 
@@ -192,7 +192,7 @@ def network_for(
 
     An architecture of NAS-Bench-201's space has its own network, ``layers`` cells a stage; it has no auxiliary head.
     """
-    if isinstance(genotype, nasbench201.Architecture):
+    if isinstance(genotype, Genotype201):
         return nasbench201.Network(C, num_classes, layers, genotype)
     if large:
         return NetworkImageNet(C, num_classes, layers, auxiliary, genotype, auxiliary_second_bn)

@@ -242,7 +242,7 @@ class Architecture(nn.Module):
         for kind, alpha in self.alphas().items():
             mask = self.mask(kind, None if active is None else active[kind])
             if tau is not None:
-                alpha = (F.log_softmax(alpha, dim=-1) + gumbel(alpha, noise)) / tau
+                alpha = perturb(alpha, tau, gumbel(alpha, noise))
             p = masked_softmax(alpha, mask)
             zeta = torch.sigmoid(betas[kind])
             if saliency_type == "simple":
@@ -269,6 +269,11 @@ def gumbel(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """g = -log(E), E ~ Exp(1), as many as ``like`` and on its device; drawn on the CPU: the same on every device."""
     numbers = torch.empty(like.shape, dtype=like.dtype).exponential_(generator=generator)
     return to_device(-numbers.log(), like.device)
+
+
+def perturb(alpha: Tensor, tau: float, g: Tensor) -> Tensor:
+    """What the Gumbel softmax is the softmax of: (log softmax(alpha) + g) / tau (Jang et al., ICLR 2017)."""
+    return (F.log_softmax(alpha, dim=-1) + g) / tau
 
 
 def active_mask(like: Tensor, active: list[list[int]] | None) -> Tensor:

@@ -19,7 +19,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import genotypes
@@ -66,12 +65,17 @@ OPS = {
 class MixedOp(nn.ModuleList):
     """An edge of the supernet: all operations, of which the active ones are computed."""
 
+    straight_through = False  # as model_search.MixedOp's: GDAS
+
     def __init__(self, C: int) -> None:
         super().__init__(OPS[primitive](C, affine=False) for primitive in PRIMITIVES)
 
-    def terms(self, x: Tensor, weights: list[Tensor], active: list[int]) -> list[Tensor]:
-        """w_o * op_o(x) of every active operation o; their sum is the edge (DARTS, equation 2). `none` adds nothing."""
-        return [weights[o] * self[o](x) for o in active if o != NONE]
+    def forward(self, x: Tensor, weights: list[Tensor], active: list[int]) -> Tensor:
+        """sum of w_o * op_o(x) over the active operations (DARTS, equation 2); `none` adds nothing."""
+        terms = [weights[o] * self[o](x) for o in active if o != NONE]
+        if self.straight_through:
+            terms += [w for o, w in enumerate(weights) if o not in active]
+        return total(terms, x)
 
 
 class SearchCell(nn.Module):
@@ -81,15 +85,14 @@ class SearchCell(nn.Module):
         super().__init__()
         self.edges = nn.ModuleDict({f"{node}<-{source}": MixedOp(C) for node, source in EDGE_LIST})
 
-    def forward(self, x: Tensor, weights: list[list[Tensor]], active: list[list[int]], rest: dict) -> Tensor:
+    def forward(self, x: Tensor, weights: list[list[Tensor]], active: list[list[int]]) -> Tensor:
         nodes = [x]
         for node in NODES:
-            terms = [rest[node]] if rest else []
-            for edge, (end, source) in enumerate(EDGE_LIST):
-                if end == node:
-                    op = self.edges[f"{node}<-{source}"]
-                    terms += op.terms(nodes[source], weights[edge], active[edge])
-            nodes.append(total(terms, x))
+            incoming = [(e, source) for e, (end, source) in enumerate(EDGE_LIST) if end == node]
+            edges = [
+                self.edges[f"{node}<-{source}"](nodes[source], weights[e], active[e]) for e, source in incoming
+            ]
+            nodes.append(total(edges, x))
         return nodes[-1]
 
 
@@ -155,36 +158,35 @@ class Supernet(_Skeleton):
     Its cells' BatchNorms are not affine and their convolutions have a bias.
     """
 
-    straight_through = False
     checkpoint_cells = False
     candidates = {"cell": [PRIMITIVES] * len(EDGE_LIST)}
 
     def __init__(self, C: int, num_classes: int, N: int) -> None:
         super().__init__(C, num_classes, N, SearchCell)
 
+    @property
+    def straight_through(self) -> bool:
+        """`MixedOp.straight_through` of all edges."""
+        return any(m.straight_through for m in self.modules() if isinstance(m, MixedOp))
+
+    @straight_through.setter
+    def straight_through(self, value: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, MixedOp):
+                module.straight_through = value
+
     def forward(
-        self,
-        x: Tensor,
-        weights: dict[str, Tensor],
-        active: dict[str, list[list[int]]] | None = None,
+        self, x: Tensor, weights: dict[str, Tensor], active: dict[str, list[list[int]]] | None = None
     ) -> Tensor:
         """Logits (N, classes) of images x (N, 3, H, W).
 
         ``weights["cell"]`` (6, 5) are the operations' weights, ``active["cell"]`` six lists of operation indices; the
         operations not listed are not computed. None: all are active.
-
-        ``straight_through`` is for GDAS, whose weights h come from `gdas_weights`, with active = its index: the weights
-        of the operations that are not active are added to the edge as the plain numbers h_j that they are. These are 0,
-        so the output is h_k op_k(x) as before; but their gradient reaches the alphas of operations not computed.
         """
         flat, o = weights["cell"].flatten().unbind(), len(PRIMITIVES)
         scalars = [list(flat[i : i + o]) for i in range(0, len(flat), o)]  # in one step of the graph
         chosen = active["cell"] if active is not None else [list(range(o))] * len(EDGE_LIST)
-        rest: dict[int, Tensor] = {}  # node -> the sum of h_j over its edges and their operations that are not active
-        if self.straight_through:
-            for (node, _), h, ops in zip(EDGE_LIST, scalars, chosen, strict=True):
-                rest[node] = sum((h[j] for j in range(o) if j not in ops), rest.get(node, x.new_zeros(())))
-        return self._forward(x, scalars, chosen, rest)
+        return self._forward(x, scalars, chosen)
 
 
 class Network(_Skeleton):
@@ -200,23 +202,6 @@ class Network(_Skeleton):
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """Logits (N, classes) of images (N, 3, H, W); None stands where other networks have auxiliary logits."""
         return self._forward(x), None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Architecture parameters
-
-
-def gdas_weights(alphas: Tensor, tau: float, gumbel: Tensor) -> tuple[Tensor, Tensor]:
-    """One operation an edge, drawn by the Gumbel-softmax (GDAS: Dong and Yang, CVPR 2019, section 3.2).
-
-    p = softmax((log_softmax(alpha) + g) / tau), k the largest, h = one_hot(k) - p.detach() + p. ``gumbel`` is
-    g = -log(E) with E ~ Exp(1), as alphas (edges, operations). Returns h of that shape and k (edges). In value h is
-    one_hot(k) (up to rounding at k, exactly 0 elsewhere); its gradient is that of p.
-    """
-    p = torch.softmax((torch.log_softmax(alphas, dim=-1) + gumbel) / tau, dim=-1)
-    k = p.argmax(dim=-1)
-    h = F.one_hot(k, p.shape[-1]).to(p) - p.detach() + p
-    return h, k
 
 
 def one_op_an_edge(scores: dict[str, np.ndarray], primitives: list[str]) -> Genotype201:
@@ -268,10 +253,6 @@ def get_parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="one JSON object a line")
     return parser
 
-
-# Names of before, for the files that are being rewritten: to be deleted with the last of them.
-Architecture, parse, Table, load_table = Genotype201, genotypes.parse, tables.Table, tables.load_table
-NO_TABLE, SIZE = tables.NO_TABLE, tables.SIZE
 
 if __name__ == "__main__":
     cli.run_script(main, get_parser())

@@ -29,20 +29,12 @@ from PIL import Image
 import genotypes
 import model
 from genotypes import Genotype
-from lib import cli, data, figures, records, report, runs
-from lib.figures import CELL_TITLES, EDGES, STYLES, edges_of, style_of, write
+from lib import cli, data, figures, records, report, run_record, tables
+from lib.figures import CELL_TITLES, EDGES, STYLES, list_edges, style_of, write
 from lib.records import Record
 from lib.report import INK, LINE, MUTED, PAPER, SOFT
 
 NO_DOT = "no cell can be drawn without a working dot: apt install graphviz, brew install graphviz, or graphviz.org"
-
-
-def load_genotype(text: str) -> Genotype:
-    """genotypes.load with a UserError."""
-    try:
-        return genotypes.load(text)
-    except ValueError as error:
-        raise cli.UserError(str(error)) from None
 
 
 def load_run(folder: str | Path) -> Record:
@@ -63,7 +55,7 @@ def cell_graph(genotype: Genotype, title: str = "", steady: bool = False) -> gra
         | {"height": "0.3", "width": "0.3", "margin": "0.08,0.03", **font},
         edge_attr={"arrowsize": "0.6", "penwidth": "1.4", **font},
     )
-    cells = edges_of(genotype)
+    cells = list_edges(genotype)
     for cell, edges in reversed(cells.items()):  # from left to right, dot puts the first cluster at the bottom
         with graph.subgraph(name=f"cluster_{cell}") as part:
             part.attr(label=CELL_TITLES[cell], labeljust="l", color=LINE, style="rounded", fontsize="12", margin="10")
@@ -163,18 +155,13 @@ def write_report(folder: str | Path) -> list[Path]:
         hint = "To keep it, paste it into genotypes.py under a name."
         sections.append(report.copyable("Genotype", str(record.genotype), hint))
     if record.genotypes:
-        command = runs.retrain_command(record.info["script"], args, record.folder)
+        command = run_record.retrain_command(record.info["script"], args, record.folder)
         sections.append(report.copyable("Train it from scratch", command))
     if record.genotype:
         files += draw_cells(record.genotype, out / "cells")
         svg = report.embed_svg(files[0], "The cells") if len(files) > 1 else ""
-        sections.append(
-            report.section(
-                "The cells",
-                svg,
-                CAPTIONS["cells" if isinstance(record.genotype, Genotype) else "cell"] if svg else NO_DOT,
-            )
-        )
+        caption = CAPTIONS["cells" if isinstance(record.genotype, Genotype) else "cell"]
+        sections.append(report.section("The cells", svg, caption if svg else NO_DOT))
     if gif := evolution_gif(record):
         files.append(write(out / "evolution.gif", gif))
         picture = report.embed(gif, "The cells after each epoch")
@@ -182,10 +169,7 @@ def write_report(folder: str | Path) -> list[Path]:
     for name, title, caption, figure in draw_figures(record):
         files += figures.save_figure(figure, out / name)
         sections.append(report.section(title, report.embed_svg(files[-2], title), caption))
-    sections += [
-        report.evaluation_section(record.folder),
-        report.copyable("Command of this run", record.info["command"]),
-    ]
+    sections += [tested, report.copyable("Command of this run", record.info["command"])]
     rows = [[key, str(value)] for key, value in [*sorted(args.items()), *record.info["versions"].items()]]
     sections.append(report.details("All arguments, and versions", report.table(rows)))
     page = report.build_page(record, list_facts(record), sections)
@@ -210,15 +194,11 @@ def evolution_gif(record: Record) -> bytes | None:
     images = {text: cell_image(genotypes.parse(text)) for text in dict.fromkeys(map(str, record.genotypes))}
     if not images or any(image is None for image in images.values()):
         return None
-    texts = [f"stage {line['stage'] + 1}, " if "stage" in line else "" for line in record.history]
-    for index, line in enumerate(record.history):
-        texts[index] += f"epoch {line['epoch'] + 1}"
-        if line.get("valid_acc") is not None:
-            texts[index] += f"   validation {line['valid_acc']:.1f} %"
-        if index:
-            before, after = map(figures.one_hot, record.genotypes[index - 1 : index + 1])
-            changed = (after - before).total()
-            texts[index] += f"   {changed} operations changed" if changed else "   unchanged"
+    texts = []
+    for line in record.history:
+        stage = f"stage {line['stage'] + 1}, " if "stage" in line else ""
+        accuracy = f"   validation {line['valid_acc']:.1f} %" if line.get("valid_acc") is not None else ""
+        texts.append(f"{stage}epoch {line['epoch'] + 1}{accuracy}")
     return report.animate([images[str(genotype)] for genotype in record.genotypes], texts)
 
 
@@ -277,7 +257,7 @@ def compare(targets: list[str]) -> list[dict]:
         row = dict.fromkeys(TEXTS, "–") | dict.fromkeys(NUMBERS, math.nan) | {"tests": []}
         if not os.path.isfile(os.path.join(target, "args.json")):  # Path.is_file raises on a text too long for a path
             name = target if len(target) < 40 else "Genotype(...)"
-            rows.append(row | {"run": name, "found": load_genotype(target)})
+            rows.append(row | {"run": name, "found": genotypes.load(target)})
             continue
         record = load_run(target)
         args = record.info["args"]
@@ -314,17 +294,7 @@ def comparison_table(rows: list[dict]) -> str:
             numbers[-1] += f" ± {np.std(row['tests'], ddof=1):.2f} ({len(row['tests'])})"
         texts.append([row[name] for name in TEXTS] + numbers)
     found = {row["genotype"]: row["found"] for row in rows if row["found"]}
-    return "\n".join([markdown_table(texts), "", *(f"{name} = {genotype}" for name, genotype in found.items())])
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """Rows of texts, the header first, as an aligned table in Markdown; columns of numbers to the right."""
-    columns = []
-    for heading, *texts in zip(*rows, strict=True):
-        width, right = max(map(len, [heading, *texts])), heading in NUMBERS
-        rule = "-" * (width - 1) + ":" if right else "-" * width
-        columns.append([text.rjust(width) if right else text.ljust(width) for text in [heading, rule, *texts]])
-    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
+    return "\n".join([tables.markdown_table(texts), "", *(f"{name} = {genotype}" for name, genotype in found.items())])
 
 
 # ---- command line --------------------------------------------------------------------------------------------------
@@ -347,7 +317,7 @@ def draw(target: str, out: str | None) -> list[Path]:
     """The cells of one genotype: beside the run they come from, else in the current folder under their name."""
     is_run = os.path.isdir(target)  # False for a text too long for a path
     name = Path(target).resolve().name if is_run else Path(target).stem if target.isidentifier() else "cells"
-    files = draw_cells(load_genotype(target), out or (Path(target, "figures/cells") if is_run else name), title=name)
+    files = draw_cells(genotypes.load(target), out or (Path(target, "figures/cells") if is_run else name), title=name)
     if len(files) == 1:
         raise cli.UserError(f"{NO_DOT}; only {files[0]} was written, which dot -Tsvg -O {files[0]} draws")
     return files

@@ -1,351 +1,352 @@
-"""Figure 1: how far the architecture still moves, and how well it does, over the epochs of searches in NAS-Bench-201.
+"""Figure 1: searches in NAS-Bench-201's space, judged by looking their cells up.
 
-    python -m experiments.figure1 logs/compare_nasbench201      # its runs; figure and small data are written there
-    python -m experiments.figure1 RUN RUN ... --out FOLDER      # these runs; written to FOLDER
-    python -m experiments.figure1                               # this repository's, from figure/data
+    python -m experiments.figure1 logs/compare_nasbench201 --table FILE.csv   # its runs; figure and data go there
+    python -m experiments.figure1 RUN RUN ... --out FOLDER                    # these runs; written to FOLDER
+    python -m experiments.figure1                                             # this repository's, from figure/data
 
-(a) is the cosine distance of the one-hot codes of consecutive architectures (DDSAS, figure 1a): the share of the six
-edges whose operation changed. (b) is the accuracy on CIFAR-10 that the current architecture reaches when it is trained
-on its own, looked up in the table of nasbench201.py. A line is the mean over the seeds, its band goes from the lowest
-seed to the highest. Printed: a table of the methods, in Markdown.
+(a) is the share of the six edges whose operation changed from an epoch to the next, summed up. (b) is the simple
+regret: the accuracy of the table's best cell minus that of the current one. Thin lines are seeds, thick their median.
+Printed: the last cells' accuracies beside trivial references, and tests of the differences to DDSAS. A cell is written
+as six digits, the operations of its edges: 0 none, 1 skip_connect, 2 nor_conv_1x1, 3 nor_conv_3x3, 4 avg_pool_3x3.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-import nasbench201
-import visualize
-from lib import cli
-from lib.checkpoints import write_whole
+from experiments import common
+from experiments.common import COLORS, MUTED, compare, read_json
+from lib import cli, tables
+from lib.genotype_io import CELL_OPERATIONS, parse_cell
 
-FOLDER = Path(__file__).resolve().parent
-STYLES = {  # in the order of the legend; random search trains nothing and is a line
-    "ddsas": ("#0072b2", "-"),
-    "ddsas-random": ("#009e73", "-."),
-    "darts": ("#d55e00", "--"),
-    "gdas": ("#cc79a7", ":"),
-}
-METHODS = [*STYLES, "random"]
-LAST = 10  # epochs over which the table averages the distance
-WINDOW = 5  # epochs over which the figure averages it, in searches of at least 4 * WINDOW epochs
-RESAMPLES = 100_000  # means of random architectures
-DRAWS = 4  # of random architectures, of which the notes tell the best
+PRIMARY = "ddsas – ddsas-random"  # the one hypothesis that was named before the runs
+TESTED = ["ddsas-random", "darts", "gdas", "gdas-240", "rws", "ddsas-c0"]  # against DDSAS; by more than one seed
+METHODS = ["ddsas", *TESTED, "ddsas-L6", "ddsas-L18", "ddsas-M5", "ddsas-M30", "random"]
+OTHER = {"ddsas": "ddsas, `none` allowed", "darts": "darts without `none`", "gdas": "gdas without `none`"}
+FIRST = "ddsas after one epoch"
+QUANTITIES = ("probabilities", "saliency")  # of operations, in a line of history
+ALL_CONV, CONV = "333333", "3"
+SCALE = 9_999  # they are kept as four digits, 9999 is 1
+MOST = 64  # random cells of which the expected best is kept
+TRAINING = 1.0  # CPU minutes that training a cell takes (truth.py), which pays for one random cell
+NATS_BENCH = (94.37, 73.51, 47.31)  # its best cell on each data set, by which it is known
+NAME = "NATS-Bench, topology (Dong et al., TPAMI 2021)"
+PAPER = "no reproduction of the paper's figure 1, in which DARTS ends at 54.3 %, GDAS at about 92, DDSAS at about 93.7"
 
 
 @dataclass
 class Search:
-    """What is kept of one search: a genotype for each epoch, accuracies and ranks if they were looked up."""
+    """What is kept of one search."""
 
     method: str
     seed: int
-    minutes: float
-    genotypes: list[str]
-    table_acc: list[float] | None  # percent
-    table_rank: list[int] | None  # 1 is the best
-
-    def distances(self) -> np.ndarray:
-        """The share of edges whose operation changed, from each epoch to the next."""
-        ops = [nasbench201.parse(text).ops for text in self.genotypes]
-        return np.array([np.mean([a != b for a, b in zip(*pair, strict=True)]) for pair in itertools.pairwise(ops)])
+    minutes: float  # wall clock
+    cells: list[str]  # of each epoch
+    cpu_minutes: float | None = None
+    other: str | None = None  # the last cell with `none` where the method may not choose it, without where it may
+    commit: str | None = None
+    processor: str | None = None
+    versions: dict | None = None
+    probabilities: list[str] | None = None  # of each epoch: 6 x 5 numbers of four digits
+    saliency: list[str] | None = None
 
 
 @dataclass
-class Space:
-    """Accuracies (percent) of all architectures, or of some: what one finds who draws at random among them."""
+class Values:
+    """What is kept of a table of test accuracies (percent): the cells that searches found, and summaries."""
 
-    name: str
-    count: int
-    mean: float
-    std: float
-    rank: float  # the mean
-    best_drawn: float  # the expected best of DRAWS draws
-    quantiles: list[float]  # at equal distances from 0 to 100 %
+    table: str
+    datasets: list[str]
+    cells: dict[str, list[float]]
+    best: list[float] | None = None  # of all cells
+    noise: list[float] | None = None  # standard deviation among cells of one function
+    spaces: dict[str, dict] | None = None  # "all", "without none": count, mean, std, by_3x3, best_of
 
-    def quantile(self, percent: float | np.ndarray) -> float | np.ndarray:
-        """The accuracy below which so many percent lie."""
-        return np.interp(percent, np.linspace(0, 100, len(self.quantiles)), self.quantiles)
+    def of(self, cells: list[str], dataset: int = 0) -> np.ndarray:
+        """The cells' accuracies."""
+        return np.array([self.cells[cell][dataset] for cell in cells])
 
-    def chance(self, accuracies: list[float]) -> float:
-        """How often the mean of as many random cells is as high; of RESAMPLES such means, drawn with a fixed seed."""
-        drawn = self.quantile(np.random.default_rng(0).uniform(0, 100, (RESAMPLES, len(accuracies))))
-        return float((drawn.mean(1) >= np.mean(accuracies)).mean())
+    def same_convolutions(self, cells: list[str]) -> np.ndarray:
+        """For each cell the mean of all with as many 3x3 convolutions; without `none`, unless one of these has it."""
+        space = self.spaces["all" if "0" in "".join(cells) else "without none"]
+        return np.array([space["by_3x3"][cell.count(CONV)] for cell in cells])
+
+
+# ---- cells ----------------------------------------------------------------------------------------------------------
+
+
+def digits(text: str) -> str:
+    """The six digits of |op~0|+|op~0|op~1|+...; ValueError if it is no cell."""
+    return "".join(str(CELL_OPERATIONS.index(op)) for op in parse_cell(text))
+
+
+def function_of(cell: str) -> str:
+    """A text that is the same for cells which compute the same function of their input.
+
+    A node is the multiset of the terms that it sums: `none` adds none, skip_connect those of its source, pooling (which
+    is linear) pools of them, a convolution one of its own. Convolutions of a kind are numbered, since one may reach the
+    output on two ways; of all orders the first text counts. One of nothing leaves a constant, taken for nothing.
+    """
+    orders = [itertools.permutations([edge for edge, op in enumerate(cell) if op == kind]) for kind in "23"]
+    return min(
+        _terms(cell, {edge: n for order in pair for n, edge in enumerate(order)}) for pair in itertools.product(*orders)
+    )
+
+
+def _terms(cell: str, number: dict[int, int]) -> str:
+    nodes, edge = [["x"]], 0
+    for _ in range(3):
+        terms = []
+        for source in list(nodes):
+            pools, convolution = [f"pool({term})" for term in source], f"conv{cell[edge]}_{number.get(edge)}"
+            terms += {"0": [], "1": source, "4": pools}.get(
+                cell[edge], [f"{convolution}({'+'.join(source)})"][: len(source)]
+            )
+            edge += 1
+        nodes.append(sorted(terms))
+    return "+".join(nodes[-1])
 
 
 # ---- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def collect(folders: list[Path]) -> tuple[dict[str, list[Search]], list[Space]]:
-    """The searches of the run folders, by method and ordered by seed; the spaces if there is a table."""
-    runs = [(path, visualize.read_json(path / "args.json")["args"]) for path in run_folders(folders)]
-    for path, args in runs:
-        if "method" not in args:
-            raise cli.UserError(f"{path}: not a search in NAS-Bench-201's space")
-    tables = {args.get("table") for _, args in runs}
-    if len(tables) > 1:
-        raise cli.UserError(f"runs with different --table ({', '.join(map(str, tables))}): draw them apart")
-    table = nasbench201.load_table(tables.pop())
-    found: dict[str, list[Search]] = {}
-    for path, args in sorted(runs, key=lambda run: run[1]["seed"]):
-        method = "ddsas-random" if args["method"] == "ddsas" and args["rdss_prob"] == 1 else args["method"]
-        if any(search.seed == args["seed"] for search in found.get(method, [])):
-            raise cli.UserError(f"{path}: a second run of {method} with seed {args['seed']}: give one of the two")
-        found.setdefault(method, []).append(read_run(path, method, args["seed"], table))
-    return {method: found[method] for method in METHODS if method in found}, spaces_of(table)
+def collect(folders: list[Path], table_file: Path | None) -> tuple[list[Search], Values]:
+    """The searches of the run folders, by method and seed, and what a table, or the searches, say of their cells."""
+    searches, known = {}, {}
+    for path in itertools.chain.from_iterable(map(run_folders, folders)):
+        search, looked_up = read_run(path)
+        if searches.setdefault((search.method, search.seed), search) is not search:
+            raise cli.UserError(f"{path}: a second run of {search.method} with seed {search.seed}: give one of the two")
+        known |= looked_up
+    order = sorted(searches.values(), key=lambda one: (METHODS.index(one.method), one.seed))
+    named = {cell for search in order for cell in [*search.cells, search.other] if cell} | {ALL_CONV}
+    table = tables.load_table(table_file)
+    return order, summarize(table, named) if table else Values("looked up in the search", ["cifar10"], known)
 
 
-def run_folders(folders: list[Path]) -> list[Path]:
-    """The folders that are runs with an epoch, and those inside of the others; UserError where there is none."""
-    found = []
-    for folder in folders:
-        inside = [folder] if (folder / "args.json").is_file() else sorted(folder.glob("*"))
-        runs = [path for path in inside if (path / "args.json").is_file()]
-        runs = [path for path in runs if visualize.read_json(path / "history.jsonl")]
-        if not runs:
-            raise cli.UserError(f"{folder}: no run folder with a finished epoch; expected what search.py made")
-        found += runs
+def run_folders(folder: Path) -> list[Path]:
+    """This folder if it is a run with an epoch, else those inside of it; UserError where there is none."""
+    inside = [folder] if (folder / "args.json").is_file() else sorted(folder.glob("*"))
+    if paths := [path for path in inside if (path / "args.json").is_file() and read_json(path / "history.jsonl")]:
+        return paths
+    raise cli.UserError(f"{folder}: no run folder with a finished epoch; expected what search.py made")
+
+
+def read_run(path: Path) -> tuple[Search, dict[str, list[float]]]:
+    """What is kept of a run, and what it looked up itself. A folder named METHOD-SEED says the method."""
+    info, lines, timing = (read_json(path / name) for name in ("args.json", "history.jsonl", "timing.jsonl"))
+    lines = [line for line in lines if line.get("genotype")]  # a random search may name its cell at the end only
+    try:
+        cells, seed = [digits(line["genotype"]) for line in lines], info["args"]["seed"]
+        method = path.name.removesuffix(f"-{seed}")
+        method = method if method in METHODS else info["args"]["method"]
+    except (KeyError, ValueError) as error:
+        raise cli.UserError(f"{path}: not a search in NAS-Bench-201's space ({error})") from None
+    arrays = {name: [np.array(line[name]["cell"]) for line in lines if name in line] for name in QUANTITIES}
+    cpu = sum(line.get("cpu_seconds", 0) for line in timing) / 60
+    search = Search(
+        *(method, seed, round(sum(line["seconds"] for line in timing) / 60, 2), cells, round(cpu, 2) or None),
+        read_out_otherwise(arrays, info["args"]["method"]),
+        *(info.get(name) for name in ("commit", "processor", "versions")),
+        *(["".join(f"{round(x * SCALE):04}" for x in a.flat) for a in arrays[name]] or None for name in QUANTITIES),
+    )
+    known = {cell: line["table_acc"] for cell, line in zip(cells, lines, strict=True) if line.get("table_acc")}
+    return search, {cell: [acc["cifar10"] if isinstance(acc, dict) else acc] for cell, acc in known.items()}
+
+
+def read_out_otherwise(arrays: dict[str, list[np.ndarray]], method: str) -> str | None:
+    """The last cell by the other rule: from DDSAS' saliency with `none`, from softmax(alpha) without it."""
+    skip, name = (0, "saliency") if method == "ddsas" else (1, "probabilities")
+    return "".join(map(str, skip + arrays[name][-1][:, skip:].argmax(1))) if arrays[name] else None
+
+
+def summarize(table: tables.Table, named: set[str]) -> Values:
+    """The named cells, and the references, of a table of all cells."""
+    rows = {digits(text): list(row.values()) for text, row in table.accuracies.items()}
+    if missing := named - set(rows):
+        raise cli.UserError(f"{table.source}: it lacks {len(missing)} of the cells that the searches found")
+    values, spaces = np.array(list(rows.values())), {}
+    functions = defaultdict(list)
+    for cell, row in rows.items():
+        functions[function_of(cell)].append(row)
+    noise = [np.std(group, axis=0, ddof=1) for group in functions.values() if len(group) >= 5]
+    counts = np.array([cell.count(CONV) for cell in rows])
+    for name, part in (("all", counts >= 0), ("without none", np.array(["0" not in cell for cell in rows]))):
+        best_of = [expected_best(values[part, 0], count) for count in range(1, MOST + 1)]
+        by_count = [values[part & (counts == count)].mean(0).round(3).tolist() for count in range(7)]
+        space = {"count": int(part.sum()), "mean": values[part].mean(0), "std": values[part].std(0)}
+        spaces[name] = {key: np.round(number, 2).tolist() for key, number in space.items()}
+        spaces[name] |= {"by_3x3": by_count, "best_of": np.round(best_of, 3).tolist()}
+    best = values.max(0).round(2).tolist()
+    source = NAME if tuple(best) == NATS_BENCH else table.source
+    cells = {cell: rows[cell] for cell in sorted(named)}
+    return Values(source, list(table.datasets), cells, best, np.median(noise, axis=0).round(2).tolist(), spaces)
+
+
+def expected_best(values: np.ndarray, count: int) -> float:
+    """The mean of the best of m = ``count`` draws: the k-th smallest of n is it with (k / n)^m - ((k - 1) / n)^m."""
+    return float(np.sort(values) @ np.diff(np.linspace(0, 1, len(values) + 1) ** count))
+
+
+# ---- the tables -----------------------------------------------------------------------------------------------------
+
+
+def by_method(searches: list[Search]) -> dict[str, list[Search]]:
+    """Searches of each method, in their order."""
+    return {method: list(group) for method, group in itertools.groupby(searches, key=lambda one: one.method)}
+
+
+def cost(searches: list[Search]) -> float:
+    """Minutes of one search, the median: of the processor where they are known, else by the clock."""
+    return float(np.median([search.cpu_minutes or search.minutes for search in searches]))
+
+
+def result_cells(groups: dict[str, list[Search]]) -> dict[str, list[str]]:
+    """The cells of each row: at the end, after one epoch, by the other readout."""
+    rows = {method: [search.cells[-1] for search in searches] for method, searches in groups.items()}
+    rows |= {FIRST: [search.cells[0] for search in groups.get("ddsas", [])]}
+    rows |= {OTHER[method]: [one.other for one in groups.get(method, []) if one.other] for method in OTHER}
+    return {name: cells for name, cells in rows.items() if cells}
+
+
+def table_of_results(groups: dict[str, list[Search]], values: Values) -> str:
+    """A row for each kind of cells: mean ± standard deviation on each data set; then the references."""
+    rows = [["cells", "seeds", "functions", *values.datasets, "worst to best", "3x3", "as many 3x3", "CPU min"]]
+    for name, cells in result_cells(groups).items():
+        found = [values.of(cells, dataset) for dataset in range(len(values.datasets))]
+        numbers = [f"{a.mean():.2f}" + (f" ± {a.std(ddof=1):.2f}" if len(a) > 1 else "") for a in found]
+        row = [name, str(len(cells)), str(len(set(map(function_of, cells)))), *numbers]
+        row += [f"{found[0].min():.2f} to {found[0].max():.2f}", f"{np.mean([c.count(CONV) for c in cells]):.1f}"]
+        row.append(f"{values.same_convolutions(cells)[:, 0].mean():.2f}" if values.spaces else "–")
+        rows.append([*row, f"{cost(groups[name]):.1f}" if name in groups else "–"])
+    if values.spaces:
+        references = {"nor_conv_3x3 on every edge": [f"{number:.2f}" for number in values.cells[ALL_CONV]]}
+        for name, space in values.spaces.items():
+            spread = [f"{m:.2f} ± {s:.2f}" for m, s in zip(space["mean"], space["std"], strict=True)]
+            references[f"{name} ({space['count']:,.0f} cells)"] = spread
+        references["the best on each"] = [f"{number:.2f}" for number in values.best]
+        references["noise: cells of one function"] = [f"± {number:.2f}" for number in values.noise]
+        rows += [[name, "–", "–", *numbers, *"––––"] for name, numbers in references.items()]
+    return tables.markdown_table(rows)
+
+
+def hypotheses(groups: dict[str, list[Search]], values: Values) -> list:
+    """DDSAS against the other methods and against what needs no search, on the first data set."""
+    cells = result_cells(groups)
+    ddsas = values.of(cells["ddsas"])
+    rivals = [name for name in [*TESTED, OTHER["darts"], OTHER["gdas"]] if len(cells.get(name, [])) > 1]
+    found = [compare(f"ddsas – {name}", ddsas, values.of(cells[name])) for name in rivals]
+    found.append(compare("ddsas – itself after one epoch", ddsas - values.of(cells[FIRST])))
+    if values.spaces:
+        found.append(compare("ddsas – nor_conv_3x3 on every edge", ddsas - values.of([ALL_CONV])))
+        found.append(compare("ddsas – as many 3x3 at random", ddsas - values.same_convolutions(cells["ddsas"])[:, 0]))
+        found.append(compare("ddsas – random without `none`", ddsas - values.spaces["without none"]["mean"][0]))
     return found
 
 
-def read_run(path: Path, method: str, seed: int, table: nasbench201.Table | None) -> Search:
-    """What the figure needs of a run. What the search did not look up itself is looked up now."""
-    lines = visualize.read_json(path / "history.jsonl")
-    seconds = [line["seconds"] for line in visualize.read_json(path / "timing.jsonl")]
-    try:
-        found = [nasbench201.parse(line["genotype"]) for line in lines]
-    except (KeyError, ValueError) as error:
-        raise cli.UserError(f"{path}: not a search in NAS-Bench-201's space ({error})") from None
-    accuracies = [line.get("table_acc") for line in lines]
-    ranks = [line.get("table_rank") for line in lines]
-    if None in accuracies and table is not None and None not in map(table.accuracy, found):
-        accuracies, ranks = [table.accuracy(one) for one in found], [table.rank(one)[0] for one in found]
-    known = None not in accuracies
-    minutes = round(sum(seconds) / 60, 2)
-    return Search(method, seed, minutes, list(map(str, found)), accuracies if known else None, ranks if known else None)
-
-
-def spaces_of(table: nasbench201.Table | None) -> list[Space]:
-    """All architectures and those without `none`, among which DDSAS chooses; nothing without a whole table."""
-    if table is None or len(table) != nasbench201.SIZE:
-        return []
-    operations = itertools.product(nasbench201.PRIMITIVES, repeat=len(nasbench201.EDGE_LIST))
-    every = list(map(nasbench201.Architecture, operations))
-    parts = {"every architecture": every, "those without none": [one for one in every if "none" not in one.ops]}
-    return [space_of(name, part, table) for name, part in parts.items()]
-
-
-def space_of(name: str, part: list[nasbench201.Architecture], table: nasbench201.Table) -> Space:
-    """The spread of these architectures' accuracies."""
-    values = np.sort([table.accuracy(one) for one in part])
-    # the k-th smallest of n is the best of so many draws with probability (k / n)^draws - ((k - 1) / n)^draws
-    best_drawn = values @ np.diff(np.linspace(0, 1, len(values) + 1) ** DRAWS)
-    numbers = [values.mean(), values.std(), np.mean([table.rank(one)[0] for one in part]), best_drawn]
-    quantiles = np.quantile(values, np.linspace(0, 1, 401)).round(2).tolist()
-    return Space(name, len(values), *(round(float(number), 4) for number in numbers), quantiles)
-
-
-def keep(found: dict[str, list[Search]], spaces: list[Space], folder: Path) -> None:
-    """Write FOLDER/figure1.jsonl, a line for each search, and FOLDER/space.jsonl, one for each space."""
-    write_lines(folder / "figure1.jsonl", [search for searches in found.values() for search in searches])
-    write_lines(folder / "space.jsonl", spaces)
-
-
-def kept(folder: Path) -> tuple[dict[str, list[Search]], list[Space]]:
-    """What `keep` wrote."""
-    searches, spaces = kept_lines(folder / "figure1.jsonl", Search), kept_lines(folder / "space.jsonl", Space)
-    if not searches:
-        raise cli.UserError(f"nothing kept in {folder}: give the runs (bash shell/compare_nasbench201.sh makes them)")
-    return by_method(searches), spaces
-
-
-def write_lines(path: Path, objects: list) -> None:
-    """Write dataclass objects, a line of JSON for each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(asdict(one)) + "\n" for one in objects))
-
-
-def kept_lines(path: Path, kind: type) -> list:
-    """The objects of a dataclass that `write_lines` wrote; none if the file is not there."""
-    try:
-        return [kind(**line) for line in visualize.read_json(path)]
-    except TypeError as error:
-        raise cli.UserError(f"{path}: not written by this script ({error}): draw it anew from the runs") from None
-
-
-def by_method(found: list) -> dict[str, list]:
-    """Searches, or other things that have a method, of each method in their order."""
-    return {method: list(group) for method, group in itertools.groupby(found, key=lambda one: one.method)}
-
-
-def place(runs: list[Path], out: Path | None) -> Path:
-    """Where figure and data are written: --out, or the one folder that is given, or figure/ without any."""
-    if out is None and len(runs) > 1:
-        raise cli.UserError("--out FOLDER is missing: where the figure and data of several folders are written")
-    return out or (runs[0] if runs else FOLDER)
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
-
-
-def markdown(found: dict[str, list[Search]], spaces: list[Space]) -> str:
-    """A row for each method and space: the same numbers whenever the same searches are run."""
-    rows = [["method", "seeds", "epochs", "final accuracy %", "best seed", "worst seed", "mean rank"]]
-    rows[0] += ["by chance %", "distance"]
-    for method, searches in found.items():
-        epochs = [len(search.genotypes) for search in searches]
-        row = [method, str(len(searches)), "–" if method == "random" else "–".join(map(str, sorted(set(epochs))))]
-        accuracies = [search.table_acc[-1] for search in searches if search.table_acc]
-        if len(accuracies) == len(searches):
-            spread = f" ± {np.std(accuracies, ddof=1):.2f}" if len(accuracies) > 1 else ""
-            row += [f"{np.mean(accuracies):.2f}{spread}", f"{max(accuracies):.2f}", f"{min(accuracies):.2f}"]
-            row.append(f"{np.mean([search.table_rank[-1] for search in searches]):,.0f}")
-            reference = spaces[1 if method.startswith("ddsas") else 0] if spaces else None
-            row.append(f"{100 * reference.chance(accuracies):.1f}" if reference else "–")
-        else:
-            row += ["–"] * 5
-        last = [search.distances()[-LAST:].mean() for search in searches if len(search.genotypes) > 1]
-        rows.append([*row, f"{np.mean(last):.3f}" if last else "–"])
-    for space in spaces:
-        row = [space.name, f"{space.count:,}", "–", f"{space.mean:.2f} ± {space.std:.2f}"]
-        ends = [f"{space.quantile(percent):.2f}" for percent in (100, 0)]
-        rows.append([*row, *ends, f"{space.rank:,.0f}", "–", "–"])
-    return markdown_table(rows)
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """Rows of texts, the first with the headings, as a table; all columns but the first to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows = [rows[0], ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *rows[1:]]
-    aligned = [
-        [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)] for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in aligned)
-
-
-def notes(found: dict[str, list[Search]], spaces: list[Space]) -> str:
-    """What stands below the table; minutes are no part of it, since they differ each time."""
-    minutes = [  # the median: whatever else the machine did during one of them
-        f"{method} {np.median([search.minutes for search in searches]):.1f}"
-        for method, searches in found.items()
-        if method != "random"
-    ]
-    text = f"± is the standard deviation; distance: of consecutive architectures, mean over the last {LAST} epochs\n"
-    text += f"minutes per search (median, wall clock): {', '.join(minutes)}\n" if minutes else ""
-    if spaces:
-        text += "by chance: how often as many random cells have as high a mean; for ddsas, cells without none\n"
-        drawn = [f"{space.best_drawn:.2f} ({space.name})" for space in spaces]
-        text += f"the best of {DRAWS} drawn at random, on average: {', '.join(drawn)}\n"
-    looked_up = all(search.table_acc for searches in found.values() for search in searches)
-    return text + ("accuracies: looked up, CIFAR-10" if looked_up else nasbench201.NO_TABLE)
+def report(groups: dict[str, list[Search]], values: Values) -> str:
+    """The tables, and what they rest on."""
+    text = [f"{PAPER}\naccuracies of the last cells (%): {values.table}", table_of_results(groups, values)]
+    if len(groups.get("ddsas", [])) > 1:
+        text.append(f"{values.datasets[0]}:\n\n{common.table_of(hypotheses(groups, values), PRIMARY)}")
+        text.append(common.NOTES)
+    if values.spaces:
+        best_of = values.spaces["without none"]["best_of"]
+        bests = ", ".join(f"{best_of[count - 1]:.2f} of {count}" for count in (4, 8, 16))
+        text.append(f"the best of random cells without `none`, on average, which only the table tells: {bests}")
+    searches = [search for group in groups.values() for search in group]
+    hours = sum(search.cpu_minutes or search.minutes for search in searches) / 60
+    commits = ", ".join(sorted({search.commit or "not kept" for search in searches}))
+    return "\n\n".join([*text, f"{len(searches)} searches, {hours:.1f} hours; commits: {commits}"])
 
 
 # ---- the figure -----------------------------------------------------------------------------------------------------
 
 
-def draw(found: dict[str, list[Search]], spaces: list[Space]) -> Figure:
-    """Panel (a), and (b) where all accuracies are known."""
-    curves = {method: searches for method, searches in found.items() if method in STYLES}
-    looked_up = all(search.table_acc for searches in found.values() for search in searches)
-    figure = Figure((visualize.WIDTH, 3.0 if looked_up else 2.7), layout="constrained")
-    axes = figure.subplots(1, 2 if looked_up else 1, squeeze=False)[0]
-    lengths = {method: min(len(search.genotypes) for search in searches) for method, searches in curves.items()}
-    width = WINDOW if min(lengths.values(), default=0) >= 4 * WINDOW else 1
-    for method, searches in curves.items():
-        length = lengths[method]
-        label = f"{method} ({len(searches)} seed{'s' * (len(searches) > 1)})"
+def draw(groups: dict[str, list[Search]], values: Values) -> Figure:
+    """For one column of a paper: (a) over the epochs, (b) over CPU minutes where the best cell is known."""
+    figure = Figure((3.3, 4.3 if values.best else 2.2), layout="constrained")
+    axes = figure.subplots(1 + bool(values.best), 1, squeeze=False)[:, 0]
+    axes[0].set(xlabel="epoch", ylabel="edges changed, summed up", title="(a) How far the cell moved")
+    for method in COLORS:
+        searches = groups.get(method, [])
+        length = min((len(search.cells) for search in searches), default=0)
+        epochs = np.arange(1, length + 1)
         if length > 1:
-            values = np.array([running_mean(search.distances()[: length - 1], width) for search in searches])
-            line(axes[0], np.arange(values.shape[1]) + 2 + width // 2, values, method, label)
-        if looked_up:
-            values = np.array([search.table_acc[:length] for search in searches])
-            line(axes[1], np.arange(1, length + 1), values, method, label)
-    axes[0].set_title("(a) Distance to the architecture one epoch before", loc="left")
-    axes[0].set_ylim(bottom=0)
-    if width > 1:
-        axes[0].set_ylabel(f"running mean of {width} epochs")
-    if looked_up:
-        axes[1].set_title("(b) Its accuracy, looked up: CIFAR-10 (%)", loc="left")
-        axes[1].set_yscale("function", functions=(by_error, lambda values: 100 - np.exp(-values)))
-        axes[1].set_ylabel("scale: logarithm of the error")
-        axes[1].set_yticks([10, 50, 70, 80, 85, 90, 92, 94])
-        random_lines(axes[1], found.get("random", []), spaces)
+            draw_lines(axes[0], epochs, np.array([changes(search.cells[:length]) for search in searches]), method)
+        if length and values.best:
+            regrets = values.best[0] - np.array([values.of(search.cells[:length]) for search in searches])
+            draw_lines(axes[1], epochs / length * cost(searches), regrets.clip(0.05), method)  # has a logarithm
+    if values.best:
+        title = f"(b) Distance to the best cell, {values.datasets[0].upper().replace('CIFAR', 'CIFAR-')}"
+        axes[1].set(xlabel="CPU minutes", ylabel="simple regret (points)", title=title, yscale="log", xlim=(0, None))
+        draw_references(axes[1], values)
     for axis in axes:
-        axis.set_xlabel("epoch")
-        axis.set_xlim(0, max(lengths.values(), default=1) + 1)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    handles, labels = axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7.5, handlelength=2.6)
+        axis.title.set_horizontalalignment("left")
+        axis.title.set_x(0)
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=2.4)
     return figure
 
 
-def by_error(accuracy: np.ndarray) -> np.ndarray:
-    """The scale of panel (b): equal lengths are equal ratios of the error, which tells good cells from better ones."""
-    return -np.log(np.maximum(100 - accuracy, 0.1))
+def changes(cells: list[str]) -> np.ndarray:
+    """The share of edges whose operation changed from each epoch to the next, summed up; 0 at the first."""
+    share = [np.mean([a != b for a, b in zip(*pair, strict=True)]) for pair in itertools.pairwise(cells)]
+    return np.cumsum([0, *share])
 
 
-def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The means of ``width`` values in a row."""
-    return np.convolve(values, np.ones(width) / width, mode="valid")
+def draw_lines(axis, x: np.ndarray, values: np.ndarray, method: str) -> None:
+    """A thin line for each seed (a row of values), a thick one for their median."""
+    dashes = ["-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1))][list(COLORS).index(method) % 5]
+    axis.plot(x, values.T, color=COLORS[method], linewidth=0.4, alpha=0.4)
+    style = {
+        "linewidth": 1.5,
+        "linestyle": dashes,
+        "marker": "o" * (len(x) == 1),
+        "label": f"{method} ({len(values)} seeds)",
+    }
+    axis.plot(x, np.median(values, 0), color=COLORS[method], **style)
 
 
-def line(axis, epochs: np.ndarray, values: np.ndarray, method: str, label: str) -> None:
-    """The mean over the seeds (rows of values) and a band from the lowest to the highest."""
-    color, dashes = STYLES[method]
-    # a run of one epoch is a point
-    axis.plot(epochs, values.mean(0), color=color, linestyle=dashes, label=label, marker="o" * (len(epochs) == 1))
-    axis.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.13, linewidth=0)
-
-
-def random_lines(axis, drawn: list[Search], spaces: list[Space]) -> None:
-    """What one random architecture reaches: the mean in each space, the middle 90 % of all; or of those drawn."""
-    style = {"color": visualize.MUTED, "linewidth": 1, "zorder": 0}
-    if spaces:
-        every, without_none = spaces
-        mean, low, high = every.mean, every.quantile(5), every.quantile(95)
-        label = "random: mean and middle 90 % of all"
-        axis.axhline(without_none.mean, linestyle=(0, (1, 2)), label="random without none: mean", **style)
-    elif drawn:
-        accuracies = [search.table_acc[-1] for search in drawn]
-        mean, low, high = np.mean(accuracies), min(accuracies), max(accuracies)
-        label = f"random: mean and extremes of {len(drawn)}"
-    else:
-        return
-    axis.axhline(mean, linestyle=(0, (6, 2)), label=label, **style)
-    axis.axhspan(low, high, color=visualize.MUTED, alpha=0.09, linewidth=0, zorder=0)
+def draw_references(axis, values: Values) -> None:
+    """What needs no search: 3x3 everywhere, one random cell, the best of as many as could have been trained."""
+    space, style = values.spaces["without none"], {"linewidth": 0.9, "zorder": 2}
+    axis.axhline(values.best[0] - values.cells[ALL_CONV][0], color="black", label="3x3 on every edge", **style)
+    axis.axhline(values.best[0] - space["mean"][0], color=MUTED, linestyle=":", label="random, without none", **style)
+    counts = np.arange(1, 1 + min(MOST, int(axis.get_xlim()[1] / TRAINING)))
+    best = values.best[0] - np.array(space["best_of"])[: len(counts)]
+    label = f"best of the random, {TRAINING:g} min each"
+    axis.plot(counts * TRAINING, best, color=MUTED, drawstyle="steps-post", label=label, **style)
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------
 
 
 def main(args: argparse.Namespace) -> None:
-    """Keep what the runs tell if some are given, print the table, draw the figure."""
-    out = place(args.runs, args.out)
+    """Keep what the runs tell if some are given, print the tables, draw the figure."""
+    data = (out := common.folder_for(args.runs, args.out)) / "data"
     if args.runs:
-        keep(*collect(args.runs), out / "data")
-    found, spaces = kept(out / "data")
-    print(f"{markdown(found, spaces)}\n\n{notes(found, spaces)}")
-    if not any(len(search.genotypes) > 1 or search.table_acc for name in STYLES for search in found.get(name, [])):
-        print("no figure: a search of two epochs, or a table, is needed for one")
-        return
-    with matplotlib.rc_context(visualize.RC):
-        visualize.save_figure(draw(found, spaces), out / "figure1")
-    print(f"figure: {out / 'figure1.png'} and .svg; lines are means over seeds, bands their extremes")
+        searches, values = collect(args.runs, args.table)
+        common.write_lines(data / "figure1.jsonl", searches)
+        common.write_lines(data / "nasbench201.jsonl", [values])
+    groups = by_method(common.read_lines(data / "figure1.jsonl", Search))
+    (values,) = common.read_lines(data / "nasbench201.jsonl", Values)
+    print(report(groups, values) if values.cells else tables.NO_TABLE)
+    common.save(lambda: draw(groups, values), out / "figure1")
 
 
 def get_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(__doc__)
     text = "run folders of search.py --space_config nasbench201, or folders of them"
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help=text)
-    text = "of figure1.svg, figure1.png and data/; default: the one folder that is given, figure/ without any"
-    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--table", type=Path, metavar="FILE.csv", help="accuracies, instead of analog-nasbench's")
+    common.add_out(parser)
     return parser
 
 

@@ -1,7 +1,20 @@
 #!/usr/bin/env bash
-# All figures of this folder: figure1 and study from what figure/data keeps, figure2 from nothing but the algorithm.
+# Draw every figure and print every table from what figure/data keeps, and put the tables into docs/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-"${PYTHON:-python}" -m experiments.figure1
-"${PYTHON:-python}" -m experiments.figure2
-if [ -f figure/data/study.jsonl ]; then "${PYTHON:-python}" -m experiments.study; fi
+tell() { # MODULE [FILE]: what it prints replaces what stands in FILE between <!-- MODULE --> and <!-- end -->
+    local text
+    text=$("${PYTHON:-python}" -m "experiments.$1")
+    printf '%s\n\n' "$text"
+    if [ $# = 2 ]; then
+        TEXT=$(grep -v '^figure: ' <<<"$text") awk -v begin="<!-- $1 -->" '
+            /^<!-- end -->$/ { inside = 0 }
+            !inside
+            $0 == begin { inside = 1; print "\n" ENVIRON["TEXT"] "\n" }' "$2" >"$2.new"
+        mv "$2.new" "$2"
+    fi
+}
+tell figure1 docs/nasbench201.md
+tell study docs/study.md
+if [ -f figure/data/truth.jsonl ]; then tell truth docs/nasbench201.md; fi
+tell figure2

@@ -218,9 +218,9 @@ def check_longer(epochs: int, before: int, no_schedule: bool) -> None:
     """
     if epochs < before or epochs > before and not no_schedule:
         raise UserError(
-            f"--epochs was {before}, now {epochs}: the schedule of the epochs already run depends on it; only a run with"
-            " a constant learning rate (--learning_rate_min equal to --learning_rate), --drop_path_prob 0 and without"
-            " --gumbel, --scale_space or GDAS can be made longer"
+            f"--epochs was {before}, now {epochs}: a schedule of the epochs already run depends on it; only a run"
+            " with a constant learning rate (--learning_rate_min equal to --learning_rate), --drop_path_prob 0 and"
+            " without --gumbel, --scale_space or GDAS can be made longer"
         )
 
 

@@ -33,8 +33,13 @@ STYLES = {
     "sep_conv_5x5": Style("sep 5×5", "separable conv", "#0072b2", "solid", "-", 2.3),
     "dil_conv_3x3": Style("dil 3×3", "dilated conv", "#cc79a7", "dashed", (0, (4, 1.5)), 1.3),
     "dil_conv_5x5": Style("dil 5×5", "dilated conv", "#cc79a7", "dashed", (0, (4, 1.5)), 2.3),
+    "sep_conv_7x7": Style("sep 7×7", "separable conv", "#0072b2", "solid", "-", 3.3),
+    "dil_conv_7x7": Style("dil 7×7", "dilated conv", "#cc79a7", "dashed", (0, (4, 1.5)), 3.3),
     "max_pool_3x3": Style("max 3×3", "max pool", "#d55e00", "dotted", (0, (1, 1)), 1.5),
     "avg_pool_3x3": Style("avg 3×3", "average pool", "#e69f00", "dotted", (0, (3, 1, 1, 1)), 1.5),
+    "max_pool_5x5": Style("max 5×5", "max pool", "#d55e00", "dotted", (0, (1, 1)), 2.5),
+    "avg_pool_5x5": Style("avg 5×5", "average pool", "#e69f00", "dotted", (0, (3, 1, 1, 1)), 2.5),
+    "conv_7x1_1x7": Style("7×1, 1×7", "convolution", "#56b4e9", "solid", (0, (8, 1)), 2.5),
     "nor_conv_1x1": Style("conv 1×1", "convolution", "#56b4e9", "solid", (0, (8, 1)), 1.0),  # NAS-Bench-201
     "nor_conv_3x3": Style("conv 3×3", "convolution", "#56b4e9", "solid", (0, (8, 1)), 1.7),
 }
@@ -78,7 +83,7 @@ def tint(color: str, strength: float = 0.16) -> str:
 # ---- genotypes of both spaces, told apart by what they have ---------------------------------------------------------
 
 
-def edges_of(genotype: Any) -> dict[str, list[tuple[tuple[int, int], str]]]:
+def list_edges(genotype: Any) -> dict[str, list[tuple[tuple[int, int], str]]]:
     """Per cell type ((node, source), operation) of the edges that a genotype has."""
     if hasattr(genotype, "ops"):  # NAS-Bench-201
         return {"cell": list(zip(EDGES["cell"], genotype.ops, strict=True))}
@@ -88,7 +93,7 @@ def edges_of(genotype: Any) -> dict[str, list[tuple[tuple[int, int], str]]]:
 
 def one_hot(genotype: Any) -> Counter:
     """The ones in the one-hot code of a genotype (DDSAS, figure 1a): one for each (cell, edge, operation) it has."""
-    return Counter((cell, edge, op) for cell, edges in edges_of(genotype).items() for edge, op in edges)
+    return Counter((cell, edge, op) for cell, edges in list_edges(genotype).items() for edge, op in edges)
 
 
 def distance(first: Any, second: Any) -> float:
@@ -176,7 +181,7 @@ def _mark_epochs(axis: Axes, record: Record) -> None:
 
 def trajectory_figure(record: Record, cell: str) -> Figure:
     """The record's quantity of each operation: a row for each node, a column for each source; the genotype shaded."""
-    (values, ops), chosen = records.trajectory(record, cell), dict(edges_of(record.genotype)[cell])
+    (values, ops), chosen = records.trajectory(record, cell), dict(list_edges(record.genotype)[cell])
     nodes = sorted({node for node, _ in EDGES[cell]})
     figure = Figure((WIDTH, 1.5 * len(nodes)), layout="constrained")
     grid, axis = figure.add_gridspec(len(nodes), 1 + max(source for _, source in EDGES[cell])), None
@@ -207,7 +212,7 @@ def subspace_figure(record: Record) -> Figure:
     figure = Figure((WIDTH, 1.0 + 0.06 * max(heights)), layout="constrained")
     for axis, cell in zip(figure.subplots(1, len(record.cells), squeeze=False)[0], record.cells, strict=True):
         shares, ops = records.subspace(record, cell)
-        rows, chosen = len(ops) + 1, dict(edges_of(record.genotype)[cell])
+        rows, chosen = len(ops) + 1, dict(list_edges(record.genotype)[cell])
         extent = (0.5, len(shares) + 0.5, rows * len(EDGES[cell]), 0)
         axis.imshow(_color_rows(shares, ops), extent=extent, aspect="auto", interpolation="nearest")
         axis.set_yticks([rows * (i + 0.45) for i in range(len(EDGES[cell]))], EDGE_NAMES[cell])

@@ -76,7 +76,7 @@ def _walk(
         return
     seen.add(real)
     above |= _with_parents(real)
-    for entry in os.scandir(root / below):
+    for entry in sorted(os.scandir(root / below), key=lambda entry: entry.name):
         ending = os.path.splitext(entry.name)[1].lower()
         if entry.name.startswith("."):
             continue

@@ -7,6 +7,7 @@ slice of it: two processes with batch B see the images, crops and flips of one p
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -201,45 +202,67 @@ class OnDisk(torch.utils.data.Dataset):
 
     def _receive(self, steps: Iterable[Step], while_waiting: Callable[[], None]) -> Iterator[tuple]:
         """What __getitem__ returns for each step; RankLost if a worker dies, or none reads an image for SILENCE."""
-        workers, others = self.options.workers, set(multiprocessing.active_children())
         loader = DataLoader(
             self,
             batch_size=None,  # a step is a batch
             sampler=steps,
-            num_workers=workers,
+            num_workers=self.options.workers,
             worker_init_fn=_start_worker,
             pin_memory=torch.device(self.options.device).type == "cuda",
             generator=torch.Generator(),  # leaves the global one alone
-            timeout=min(workers, 1),
         )
-        if workers:
+        if self.options.workers:
             self.images_read.share_memory_()
+        others = set(multiprocessing.active_children())
         handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None  # not on Windows
         batches = iter(loader)
+        workers = set(multiprocessing.active_children()) - others
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)  # DataLoader's raises wherever the program is, also inside a step
-        silence, images_read = 0, 0
+        lost = "lost a process that reads images (%s): --workers 0 reads without them, --resume goes on"
+        silence, images_read = 0, -1
+
+        def look_after_workers() -> None:
+            nonlocal silence, images_read
+            silence, images_read = silence + 1 if images_read == self.images_read else 0, int(self.images_read)
+            try:
+                while_waiting()
+                if silence >= SILENCE and workers:
+                    raise RankLost(lost % f"no image in {SILENCE} seconds")
+            except BaseException:
+                for worker in workers:
+                    worker.kill()  # Python waits for them at its end, and one that is stopped obeys nothing else
+                raise
+
         while True:
             try:
-                batch = next(batches)
-            except StopIteration:
-                return
+                with _every_second(look_after_workers):
+                    batch = next(batches, None)
+            except (EOFError, ConnectionError):
+                raise RankLost(lost % "it is gone") from None
             except RuntimeError as error:
                 *_, reason = str(error).splitlines()
-                if reason.startswith("DataLoader timed out"):
-                    while_waiting()
-                    silence = 0 if images_read != int(self.images_read) else silence + 1
-                    images_read = int(self.images_read)
-                    if silence < SILENCE:
-                        continue
-                    reason = f"no image was read in {SILENCE} seconds"
-                    for worker in set(multiprocessing.active_children()) - others:
-                        worker.kill()  # Python waits for them at its end, and one that is stopped obeys nothing else
-                elif not reason.startswith("DataLoader") and "shared memory" not in reason:
+                if "DataLoader" not in reason and "shared memory" not in reason:
                     raise
-                advice = "--workers 0 reads without them, --resume goes on with the last checkpoint"
-                raise RankLost(f"lost a process that reads images ({reason}): {advice}") from None
+                raise RankLost(lost % reason) from None
+            if batch is None:
+                return
             yield batch
+
+
+@contextlib.contextmanager
+def _every_second(call: Callable[[], None]) -> Iterator[None]:
+    """Call something, which may raise, in every second of a wait that has no limit of its own."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield  # not on Windows
+        return
+    handler = signal.signal(signal.SIGALRM, lambda number, frame: call())
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def _start_worker(_: int) -> None:

@@ -39,7 +39,7 @@ from lib.tensorboard import TensorBoard
 class Run:
     """A training that can be stopped and resumed, and its folder. Only rank 0 writes.
 
-    ``epoch`` and ``step`` are the next ones to do; ``saved`` is the checkpoint that a resumed run goes on from, or empty.
+    ``epoch`` and ``step`` are the next ones to do; ``saved`` is the checkpoint that a resumed run goes on from.
     ``stages`` trainings of --epochs epochs follow each other (P-DARTS); epochs count through all of them.
     """
 

@@ -1,21 +1,43 @@
 #!/usr/bin/env bash
-# All methods x seeds in NAS-Bench-201's space, on the embedded images, at a size for two cores; then a table and a figure.
-#     bash shell/compare_nasbench201.sh [--seeds N] [--epochs E] [--jobs J] [--out FOLDER] [--list] [flags of search.py]
-# --seeds 4 are the seeds 0 to 3, --seeds 10-13 others; --jobs is how many run at a time, each with one thread.
-# METHODS="ddsas darts" leaves the others out. Stopped, it goes on with the same command, and what is finished is not
-# run again. --list prints the commands, one a line to be run in the project's folder, and runs nothing.
+# Searches in NAS-Bench-201's space, on the embedded images, at a size for two cores; then tables and a figure.
+#     bash shell/compare_nasbench201.sh [METHOD=SEEDS ...] [--epochs E] [--jobs J] [--out FOLDER] [--list] [flags of search.py]
+# darts=12 are the seeds 0 to 11 of DARTS, darts=12-15 others; without any, the list below: about 11 hours of one core.
+# --table FILE.csv has accuracies to look up. --jobs is how many run at a time, each with one thread. Stopped, it goes on
+# with the same command, and what is finished is not run again. --list prints the commands, one a line, and runs nothing.
 set -eu
 { # bash reads up to the closing brace before it begins: who edits this file does not disturb what runs
-source "$(dirname "${BASH_SOURCE[0]}")/many.sh"
-seeds=4 epochs=50 jobs=$(getconf _NPROCESSORS_ONLN) out=logs/compare_nasbench201
-many_arguments compare_nasbench201.sh epochs "" "--seed --save --resume --method --space_config" "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/lib/many.sh"
+planned=(
+    ddsas=24
+    ddsas-random=24  # DDSAS whose subspaces are drawn at random: the primary hypothesis
+    darts=12
+    gdas=12
+    ddsas-c0=12      # without the bandit's bonus for what was seldom active
+    rws=12           # random search with shared weights: the best of 100 random cells by the supernet's validation
+    gdas-240=6       # as long as published
+    ddsas-L6=4       # sweeps: operations in the subspace,
+    ddsas-L18=4
+    ddsas-M5=4       # and steps between two subspaces
+    ddsas-M30=4
+)
+seeds=1 epochs=50 jobs=$(getconf _NPROCESSORS_ONLN) out=logs/compare_nasbench201 table='' asked=() words=()
+for word in "$@"; do if [[ $word =~ ^[a-z][a-zA-Z0-9-]*=.*$ ]]; then asked+=("$word"); else words+=("$word"); fi; done
+if [ ${#asked[@]} = 0 ]; then asked=("${planned[@]}"); fi
+many_arguments compare_nasbench201.sh epochs table "--seed --seeds --save --resume --method --space_config" ${words[@]+"${words[@]}"}
+if [ -n "$table" ]; then more+=(--table "$table"); fi
 
 own() { # the flags that only this method has, as the words of an array
+    local ddsas=(--method ddsas --dss_max_ops 10 --dss_freq 15 --confidence 1.44)
     case $1 in
-        ddsas) own=(--method ddsas --dss_max_ops 10 --dss_freq 15 --confidence 1.44) ;;
-        ddsas-random) own=(--method ddsas --dss_max_ops 10 --dss_freq 15 --confidence 1.44 --rdss_prob 1) ;;
+        ddsas) own=("${ddsas[@]}") ;;
+        ddsas-random) own=("${ddsas[@]}" --rdss_prob 1) ;;
+        ddsas-c0) own=("${ddsas[@]}" --confidence 0) ;;
+        ddsas-L6 | ddsas-L18) own=("${ddsas[@]}" --dss_max_ops "${1#ddsas-L}") ;;
+        ddsas-M5 | ddsas-M30) own=("${ddsas[@]}" --dss_freq "${1#ddsas-M}") ;;
         gdas) own=(--method gdas --tau_max 10 --tau_min 0.1) ;;
-        *) own=(--method "$1") ;;
+        gdas-240) own=(--method gdas --tau_max 10 --tau_min 0.1 --epochs 240) ;;
+        darts | rws | random) own=(--method "$1") ;;
+        *) echo "compare_nasbench201.sh: $1 is no method that it names" >&2; exit 2 ;;
     esac
 }
 shared=(
@@ -36,20 +58,23 @@ shared=(
     --quiet
 )
 commands=() folders=()
-for seed in $(seq "${seeds%-*}" "${seeds#*-}"); do # all methods of a seed, then the next seed
-    for method in ${METHODS:-ddsas ddsas-random darts gdas random}; do
-        own "$method"
-        folders+=("$out/$method-$seed")
-        words=("$out/$method-$seed" search.py "${own[@]}" "${shared[@]}" --seed "$seed" ${more[@]+"${more[@]}"})
-        commands+=("$(many_command "${words[@]}")")
+for word in "${asked[@]}"; do
+    many_seeds compare_nasbench201.sh "${word#*=}" # first and last
+    own "${word%%=*}"
+    for seed in $(seq "$first" "$last"); do
+        folders+=("$out/${word%%=*}-$seed")
+        line=("${folders[-1]}" search.py "${shared[@]}" "${own[@]}" --seed "$seed" ${more[@]+"${more[@]}"})
+        commands+=("$(many_command "${line[@]}")")
     done
 done
-if [ -z "$list" ]; then source "$(dirname "${BASH_SOURCE[0]}")/env.sh"; fi
+many_start
 many_run
 finished=()
 for folder in "${folders[@]}"; do
     if [ -f "$folder/finished" ]; then finished+=("$folder"); fi
 done
-if [ ${#finished[@]} -gt 0 ]; then "$PYTHON" -m experiments.figure1 "${finished[@]}" --out "$out"; fi
+if [ ${#finished[@]} -gt 0 ]; then
+    "$PYTHON" -m experiments.figure1 "${finished[@]}" ${table:+--table "$table"} --out "$out"
+fi
 exit "$code"
 }

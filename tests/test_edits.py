@@ -1,8 +1,8 @@
-"""The definition is the method: whoever edits it gets what the edit says, fast or not (design: the definition counts)."""
+"""The definition is the method: whoever edits it gets what the edit says, with and without fast.py."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import shlex
 
 import pytest
 from forked import copy_project, run_commands
@@ -26,8 +26,8 @@ EDITS = {  # what is edited: the file, a line of it, what stands there afterward
     ),
     "SepConv": (
         "operations.py",
-        '    """Twice: ReLU, depthwise convolution, pointwise convolution, batch normalisation; the stride is the first one\'s."""\n',
-        '    """Louder."""\n\n    def __call__(self, x):\n        return 1.5 * super().__call__(x)\n',
+        "class SepConv(nn.Module):\n",
+        "class SepConv(nn.Module):\n    def __call__(self, x):\n        return 1.5 * super().__call__(x)\n\n",
     ),
     "OPS": (
         "operations.py",
@@ -61,8 +61,6 @@ def histories(pictures, tmp_path_factory) -> dict[str, str]:
 
 
 def edit(file: str, before: str, after: str) -> str:
-    import shlex
-
     return shlex.join(["edit.py", file, before.replace("\n", "\\n"), after.replace("\n", "\\n")])
 
 

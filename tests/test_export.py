@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
+import json
 import sys
-import warnings
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image, ImageOps
 
 import evaluate
 import genotypes
 import hubconf
 import model
-from lib import cli, data
+from lib import cli, export
 
 
 def hub(name: str, **options) -> model.Network:
     return torch.hub.load(str(ROOT), name, source="local", **options)
 
 
-def tiny_checkpoint(path, auxiliary: bool = False, **more):
-    """A checkpoint of a network with 4 channels and 3 cells for fashion_mini, its BatchNorms as if trained."""
+def tiny_checkpoint(path, classes: int = 10, auxiliary: bool = False, **more):
+    """A checkpoint of a network with 4 channels and 3 cells, its BatchNorms as if trained."""
     torch.manual_seed(0)
-    network = model.NetworkCIFAR(4, 10, 3, auxiliary, genotypes.DDSAS_cifar10)
+    network = model.NetworkCIFAR(4, classes, 3, auxiliary, genotypes.DDSAS_cifar10)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -96,79 +97,78 @@ def test_hub_loads_weights_strictly(tmp_path):
 # ---- evaluate.py --export ------------------------------------------------------------------------------------------
 
 
-def run_exported(kind: str, path, images: torch.Tensor) -> torch.Tensor:
-    """The file's logits, as another program would compute them."""
-    if kind == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        (given,), (returned,) = session.get_inputs(), session.get_outputs()
-        assert given.shape == ["batch", 3, 32, 32] and returned.shape == ["batch", 10]
-        return torch.from_numpy(session.run(None, {given.name: images.numpy()})[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
-        return torch.export.load(path).module()(images)
-
-
-@pytest.fixture
-def few_images(monkeypatch):
-    """fashion_mini with eight images."""
-    info = data.INFO["fashion_mini"]
-    images, labels = info.read("", False)
-    monkeypatch.setitem(
-        data.INFO, "fashion_mini", data.dataclasses.replace(info, read=lambda *_: (images[:8], labels[:8]))
-    )
-
-
 def evaluated(*arguments):
     return evaluate.main(cli.parse(evaluate.get_parser(), list(map(str, arguments))))
 
 
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
-def test_exported_file_computes_the_logits(kind, tmp_path, few_images, capsys):
-    if kind == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
-        pytest.skip("onnx, onnxscript, onnxruntime are not installed")
-    if kind == "onnx" and "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters:
-        with pytest.raises(cli.UserError, match="needs PyTorch 2.6"):
-            evaluate.export(kind, str(tmp_path / "x"), tiny_checkpoint(tmp_path / "tiny.pt"), 32)
-        return
-    network = tiny_checkpoint(tmp_path / "tiny.pt", auxiliary=True)
-    file = tmp_path / f"model.{kind}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = evaluated("--model_path", tmp_path / "tiny.pt", "--export", kind, file)
-    assert result["images"] == 8 and result["export"]["largest_difference"] < 1e-5
-    lines = [line for line in capsys.readouterr().out.splitlines() if str(file) in line]
-    assert len(lines) == 1 and "differ by" in lines[0]
-    assert {path.name for path in tmp_path.iterdir()} == {"tiny.pt", file.name}
-    for batch in (1, 5):
-        images = torch.randn(batch, 3, 32, 32)
-        with torch.no_grad():
-            expected = network(images)[0]
-        torch.testing.assert_close(run_exported(kind, file, images), expected, rtol=1e-4, atol=1e-5)
+@pytest.fixture
+def own_run(tmp_path):
+    """(run folder, its network, what the checkpoint knows): for the pictures."""
+    known = {"class_names": ["pullover", "shirt", "trouser"], "mean": [0.2, 0.3, 0.4], "std": [0.3, 0.2, 0.1]}
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "checkpoint.pt"
+    network = tiny_checkpoint(file, 3, auxiliary=True, dataset="folder", image_size=16, **known)
+    return tmp_path / "run", network, known
+
+
+def raw(path) -> np.ndarray:
+    """What the printed line says: float32 (1, 3, 16, 16), the centre square scaled to 16 pixels, RGB in 0..1."""
+    with Image.open(path) as image:
+        square = ImageOps.fit(image.convert("RGB"), (16, 16), Image.Resampling.BILINEAR)
+    return np.asarray(square, np.float32).transpose(2, 0, 1)[None] / 255
+
+
+def test_onnx_on_raw_pixels_gives_the_labels_of_evaluate(own_run, pictures, tmp_path, capfd):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder, _, known = own_run
+    file = tmp_path / "model.onnx"
+    result = evaluated("--model_path", folder, "--data", pictures, "--export", "onnx", file)
+    out, err = capfd.readouterr()
+    (line,) = [line for line in out.splitlines() if str(file) in line]
+    assert "float32 (batch, 3, 16, 16): the centre square of an image, scaled to 16 x 16 pixels (bilinear)" in line
+    assert "RGB in 0..1, minus mean, divided by std" in line and "logits (batch, 3)" in line and err == ""
+    assert result["images"] == 24 and result["export"]["largest_difference"] < 1e-5
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert known.items() <= metadata.items() and (metadata["image_size"], metadata["scale"]) == (16, 16)
+    paths = sorted((pictures / "test").rglob("*.png"))
+    expected = evaluated("--model_path", folder, *paths)
+    mean, std = (np.array(metadata[name], np.float32)[:, None, None] for name in ("mean", "std"))
+    images = np.concatenate([(raw(path) - mean) / std for path in paths])
+    (logits,) = session.run(None, {"input": images})
+    assert len(expected) == 24
+    assert [metadata["class_names"][k] for k in logits.argmax(1)] == [e["classes"][0]["class"] for e in expected]
+
+
+def test_pt2_computes_the_logits_and_carries_the_metadata(own_run, pictures, tmp_path):
+    folder, network, known = own_run
+    evaluated("--model_path", folder, "--data", pictures, "--export", "pt2", tmp_path / "model.pt2")
+    metadata = dict.fromkeys(export.KEYS, "")
+    program = torch.export.load(tmp_path / "model.pt2", extra_files=metadata)
+    metadata = {key: json.loads(value) for key, value in metadata.items()}
+    assert known.items() <= metadata.items() and metadata["input"].startswith("float32 (batch, 3, 16, 16)")
+    images = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), network(images)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_named_and_not_written(tmp_path, monkeypatch):
     tiny_checkpoint(tmp_path / "tiny.pt")
+    given = ("--model_path", tmp_path / "tiny.pt", "--export")
     for kind, file, message in (
         ("tflite", "model", "expected one of onnx, pt2"),
         ("pt2", "nothing/model", "folder that exists"),
         ("pt2", "", "folder that exists"),
     ):
         with pytest.raises(cli.UserError, match=message):
-            evaluated("--model_path", tmp_path / "tiny.pt", "--export", kind, tmp_path / file)
-    wrong = {"pt2": lambda network, images: (b"", lambda x: network(x) + 0.1)}
-    monkeypatch.setattr(evaluate, "EXPORTS", wrong)
-    with pytest.raises(cli.UserError, match="logits are not the network's"):
-        evaluated("--model_path", tmp_path / "tiny.pt", "--export", "pt2", tmp_path / "model")
-    monkeypatch.setattr(evaluate, "EXPORTS", {"pt2": lambda *_: (b"", lambda x: torch.full((len(x), 10), torch.nan))})
-    with pytest.raises(cli.UserError, match="nan off"):
-        evaluated("--model_path", tmp_path / "tiny.pt", "--export", "pt2", tmp_path / "model")
-    assert {path.name for path in tmp_path.iterdir()} == {"tiny.pt"}
-
-
-def test_onnx_says_what_to_install(tmp_path, monkeypatch):
-    tiny_checkpoint(tmp_path / "tiny.pt")
+            evaluated(*given, kind, tmp_path / file)
+    for change, message in ((lambda x: x + 0.1, "logits are not the network's"), (lambda x: x * torch.nan, "nan off")):
+        wrong = {"pt2": lambda network, *_, change=change: (b"", lambda x: change(network(x)))}
+        monkeypatch.setattr(export, "FORMATS", wrong)
+        with pytest.raises(cli.UserError, match=message):
+            evaluated(*given, "pt2", tmp_path / "model")
+    monkeypatch.setattr(export, "FORMATS", {"onnx": export.to_onnx})
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(cli.UserError, match="pip install onnx onnxscript onnxruntime"):
-        evaluated("--model_path", tmp_path / "tiny.pt", "--export", "onnx", tmp_path / "model.onnx")
+        evaluated(*given, "onnx", tmp_path / "model.onnx")
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.pt"}

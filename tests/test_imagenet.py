@@ -10,14 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import engine
 import evaluate
 import genotypes
 import imagenet_split
-import model
 import retrain
 import search
 from lib import checkpoints, cli, data
@@ -51,24 +48,19 @@ def tree(tmp_path_factory) -> Path:
     return root
 
 
-def two_processes(script: str, *arguments) -> str:
+def two_processes(script: str, arguments: str) -> str:
     """A shell script under torchrun, from another folder; returns what it printed."""
     environment = {"PYTHON": sys.executable, "TORCHRUN": "--standalone --nproc_per_node 2", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        ["bash", str(ROOT / "shell" / script), *map(str, arguments)],
-        env=os.environ | environment,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    command = ["bash", str(ROOT / "shell" / script), *arguments.split()]
+    options = dict(env=os.environ | environment, cwd="/", capture_output=True, text=True, timeout=240)
+    result = subprocess.run(command, **options)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def here(module, *arguments):
+def here(module, arguments: str):
     """A script alone, inside this process."""
-    return module.main(cli.parse(module.get_parser(), [str(argument) for argument in arguments]))
+    return module.main(cli.parse(module.get_parser(), arguments.split()))
 
 
 def history(folder: Path) -> list[dict]:
@@ -99,20 +91,19 @@ def check_retraining(folder: Path) -> None:
 def alone(tree, tmp_path_factory) -> Path:
     """Run folders of a search and the retraining of its cell, in one process: search/, retrain/."""
     root = tmp_path_factory.mktemp("alone")
-    flags = [*SMALL.split(), *RUN.split()]
-    here(search, *flags, *("--dataset", "imagenet", "--data", tree / "split", "--space_config", "imagenet"),
-         *("--batch_size", 12, "--dss_freq", 2, "--save", root / "search"))  # fmt: skip
-    here(retrain, *flags, *("--dataset", "imagenet", "--data", tree, "--arch", root / "search", "--batch_size", 16),
-         *"--auxiliary --label_smooth 0.1 --lr_scheduler linear --drop_path_prob 0 --save".split(),
-         root / "retrain")  # fmt: skip
+    files = f"--dataset imagenet --data {tree / 'split'} --save {root / 'search'}"
+    here(search, f"{SMALL} {RUN} {files} --space_config imagenet --batch_size 12 --dss_freq 2")
+    files = f"--dataset imagenet --data {tree} --save {root / 'retrain'} --arch {root / 'search'}"
+    recipe = "--auxiliary --label_smooth 0.1 --lr_scheduler linear --drop_path_prob 0 --batch_size 16"
+    here(retrain, f"{SMALL} {RUN} {files} {recipe}")
     return root
 
 
 def check_on_two_processes(tree: Path, folder: Path) -> None:
     """Evaluated on two processes, the network of folder/retrain gives the numbers of one process."""
-    test = ("--data", tree, "--model_path", folder / "retrain", "--arch", folder / "search", "--batch_size", 5)
-    two = json.loads(two_processes("eval_imagenet.sh", *test, *SMALL.split(), "--json"))
-    one = here(evaluate, *test, *SMALL.split(), "--dataset", "imagenet")
+    test = f"{SMALL} --data {tree} --model_path {folder / 'retrain'} --arch {folder / 'search'} --batch_size 5"
+    two = json.loads(two_processes("eval_imagenet.sh", f"{test} --json"))
+    one = here(evaluate, f"{test} --dataset imagenet")
     assert two["images"] == one["images"] == NUM_TEST  # an odd number: 17 and 16, none twice
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert (two["top1"], two["top5"]) == pytest.approx((one["top1"], one["top5"]))
@@ -123,7 +114,7 @@ def check_on_two_processes(tree: Path, folder: Path) -> None:
 def test_from_the_split_to_the_test_alone(tree, alone):
     check_search(alone / "search", steps=5)
     check_retraining(alone / "retrain")
-    result = here(evaluate, "--model_path", alone / "retrain", "--data", tree, "--workers", 0, "--batch_size", 8)
+    result = here(evaluate, f"--model_path {alone / 'retrain'} --data {tree} --workers 0 --batch_size 8")
     assert result["images"] == NUM_TEST
     assert result["genotype"] == (alone / "search/genotype.txt").read_text().strip()
     (line,) = history(alone / "retrain")
@@ -137,12 +128,11 @@ def test_evaluation_on_two_processes(tree, alone):
 
 @pytest.mark.long
 def test_from_the_split_to_the_test_on_two_processes(tree, tmp_path):
-    flags = [*SMALL.split(), *RUN.split()]
-    two_processes("search_imagenet.sh", "--data", tree / "split", *flags, *("--batch_size", 6, "--dss_freq", 2),
-                  *("--save", tmp_path / "search"))  # fmt: skip
+    searched = f"{SMALL} {RUN} --data {tree / 'split'} --save {tmp_path / 'search'} --batch_size 6 --dss_freq 2"
+    two_processes("search_imagenet.sh", searched)
     check_search(tmp_path / "search", steps=5)
-    two_processes("retrain_imagenet.sh", "--data", tree, *flags, *("--batch_size", 8, "--save", tmp_path / "retrain"),
-                  *("--arch", tmp_path / "search"))  # fmt: skip
+    files = f"--data {tree} --save {tmp_path / 'retrain'} --arch {tmp_path / 'search'}"
+    two_processes("retrain_imagenet.sh", f"{SMALL} {RUN} {files} --batch_size 8")
     check_retraining(tmp_path / "retrain")
     check_on_two_processes(tree, tmp_path)
 
@@ -150,74 +140,22 @@ def test_from_the_split_to_the_test_on_two_processes(tree, tmp_path):
 # ---- what retraining on ImageNet consists of (ddsas.md, section 5) -------------------------------------------------
 
 
-def settings(script: str) -> list[str]:
-    """The arguments that a shell script passes on."""
-    text = (ROOT / "shell" / script).read_text().replace("\\\n", " ")
-    return text[text.index("--dataset") : text.index('"$@"')].split()
-
-
-def retraining(*more: str, image_size: int = 224) -> retrain.Retraining:
-    """The state of retrain_imagenet.sh before its first epoch, for seven classes."""
-    args = cli.parse(retrain.get_parser(), [*settings("retrain_imagenet.sh"), *more])
-    info = data.Info(7, data.IMAGENET_MEAN, data.IMAGENET_STD, image_size=image_size)
-    return retrain.Retraining(args, engine.load_genotype(args.arch), info, None, torch.device("cpu"))
-
-
-def test_learning_rates_of_the_250_epochs():
-    training = retraining("--init_channels", "4", "--layers", "3")
-    rates = []
-    for training.epoch in range(250):
-        training.start_epoch()
-        rates.append(training.optimizer.param_groups[0]["lr"])
-        assert training.network.drop_path_prob == 0
-    for e in range(5):  # warm-up: batches of 1024
-        assert rates[e] == pytest.approx(0.5 * (e + 1) / 5)  # of the undecayed rate
-    for e in range(5, 245):
-        assert rates[e] == pytest.approx(0.5 * (245 - e) / 245)
-    assert rates[244:] == pytest.approx([0.5 * left / (245 * 5) for left in (5, 5, 4, 3, 2, 1)])
-    assert engine.linear_rate(0, 1, 0.5) == 0.5  # a run of one epoch, to try things out
-
-    cosine = retraining("--init_channels", "4", "--layers", "3", "--lr_scheduler", "cosine", "--batch_size", "256")
-    cosine.start_epoch()
-    assert cosine.optimizer.param_groups[0]["lr"] == 0.5  # no warm-up for small batches
-    cosine.epoch = 125
-    cosine.start_epoch()
-    assert cosine.optimizer.param_groups[0]["lr"] == pytest.approx(0.25)
-
-
-def test_loss_optimizer_and_head_are_the_published_ones():
-    training = retraining("--layers", "3", "--init_channels", "4")
-    group = training.optimizer.param_groups[0]
-    assert (group["momentum"], group["weight_decay"]) == (0.9, 3e-5)
-    assert training.criterion.label_smoothing == 0.1
-    assert (training.args.auxiliary_weight, training.args.grad_clip) == (0.4, 5)
-    assert (training.args.epochs, training.args.batch_size) == (250, 1024)
-    logits = torch.randn(6, 7)
-    y = torch.arange(6)
-    log_p = logits.log_softmax(1)
-    expected = -(0.9 * log_p.gather(1, y[:, None]).mean() + 0.1 * log_p.mean())
-    assert training.criterion(logits, y).item() == pytest.approx(expected.item(), rel=1e-5)
+def test_the_settings_of_the_script_are_the_published_ones():
+    text = (ROOT / "shell" / "retrain_imagenet.sh").read_text().replace("\\\n", " ")
+    args = cli.parse(retrain.get_parser(), text[text.index("--dataset") : text.index('"$@"')].split())
+    assert (args.epochs, args.batch_size, args.learning_rate, args.lr_scheduler) == (250, 1024, 0.5, "linear")
+    assert (args.momentum, args.weight_decay, args.grad_clip) == (0.9, 3e-5, 5)
+    assert (args.label_smooth, args.auxiliary, args.auxiliary_weight, args.drop_path_prob) == (0.1, True, 0.4, 0)
 
 
 def test_training_images_are_jittered_and_test_images_are_not(tree):
-    train, test, info = data.train_data("imagenet", tree, batch_size=8, workers=0, image_size=64)
+    train, _, info = data.train_data("imagenet", tree, batch_size=8, workers=0, image_size=64)
     jitter = train.images.augmented.transforms[-1]
     assert [jitter.brightness, jitter.contrast, jitter.saturation] == [(0.6, 1.4)] * 3
     assert jitter.hue == (-0.2, 0.2)
-    assert not any(isinstance(t, type(jitter)) for t in test.images.centre.transforms)
     for searched in data.search_data("imagenet", tree / "split", batch_size=8, workers=0, image_size=64)[:2]:
         assert not any(isinstance(t, type(jitter)) for t in searched.images.augmented.transforms)
     assert info.num_classes == 10
-
-
-def test_mobile_setting_gives_46_channels_and_is_for_large_images(monkeypatch):
-    asked = []
-    monkeypatch.setattr(model, "mobile_channels", lambda *args: asked.append(args) or 4)
-    training = retraining("--mobile", "--layers", "3")
-    assert training.init_channels == 4 and training.state_dict()["init_channels"] == 4
-    assert asked == [(genotypes.load("DDSAS_imagenet"), 3, 7)]  # test_model.py: 46 for 14 cells and 1000 classes
-    with pytest.raises(cli.UserError, match="--mobile is for large images"):
-        retraining("--mobile", "--dataset", "folder", image_size=64)
 
 
 @pytest.mark.parametrize(("dataset", "size"), [("imagenet", (46, 14)), ("folder", (36, 20))])

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import imagenet_split
-
-ROOT = Path(__file__).parent.parent
 
 
 def make_images(root: Path, classes: int, images: int, order: random.Random | None = None) -> Path:
@@ -100,21 +94,39 @@ def test_copies_are_files_of_their_own(tmp_path):
         assert path.stat().st_nlink == 1
 
 
-def test_killed_and_run_again_gives_the_result_of_one_run(tmp_path):
-    data = make_images(tmp_path / "data", classes=300, images=20)
+def test_killed_and_run_again_gives_the_result_of_one_run(tmp_path, monkeypatch):
+    data = make_images(tmp_path / "data", classes=9, images=20)
     split(data, tmp_path / "whole", "--mode", "copy")
-    out = tmp_path / "out"
-    command = [sys.executable, ROOT / "imagenet_split.py", "--data", data, "--out", out, "--mode", "copy"]
-    process = subprocess.Popen(command)
-    while not len(list(out.glob("train/*"))) > 100:
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (out / "split.json").exists()
-    (out / "train" / "n00000000" / "n00000000_7.JPEG.part").write_bytes(b"half a copy")
+    out, copy, copied = tmp_path / "out", imagenet_split.copy, []
+
+    def copy_until_killed(source, target):
+        copied.append(target)
+        if len(copied) == 15:
+            raise KeyboardInterrupt
+        copy(source, target)
+
+    monkeypatch.setattr(imagenet_split, "copy", copy_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        split(data, out, "--mode", "copy")
+    monkeypatch.undo()
+    assert not (out / "split.json").exists() and 0 < len(contents(out)) < len(contents(tmp_path / "whole"))
+    copied[-1].with_name(copied[-1].name + ".part").write_bytes(b"half a copy")
     split(data, out, "--mode", "copy")
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_the_split_has_the_images_that_a_loader_finds(tmp_path):
+    data = make_images(tmp_path / "data", classes=1, images=7)
+    folder = data / "train" / "n00000000"
+    for name in (".ipynb_checkpoints/n_1.JPEG", "._n00000000_0.JPEG", "more/n_2.JPEG"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    (folder / "loop").symlink_to("..")
+    (data / "train" / ".cache").mkdir()
+    split(data, tmp_path / "out", "--train", 0.5, "--val", 0.5)
+    files = {Path(name).name for name in contents(tmp_path / "out")} - {"split.json"}
+    assert files == {f"n00000000_{i}.JPEG" for i in range(7)} | {"n_2.JPEG"}
+    split(data, tmp_path / "out", "--train", 0.5, "--val", 0.5)
 
 
 def test_a_finished_split_is_recognised_and_another_one_refused(tmp_path, run):

@@ -5,9 +5,7 @@ The shell script mostly runs with the stand-in for Python of test_compare.py.
 
 import itertools
 import json
-import math
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from made_up_runs import PUBLISHED, retrain_run, write_lines
-from test_compare import ROOT, STAND_IN, Workplace, table_of, wait_for
+from test_compare import ROOT, Workplace, rows_of, wait_for
 
 import genotypes
 import retrain
 import search
 import train_search
-from experiments import study
+from experiments import common, figure1, study, truth
+from experiments.common import compare
 from lib import cli, data
 
 METHODS = ["ddsas", "ddsas-shrink", "ddsas-expand", "ddsas-random", "darts", "gdas", "pdarts"]
@@ -48,7 +47,7 @@ def listed(work: Workplace, *arguments: object, **more: str) -> dict[str, list[l
     cells = {}
     for line in result.stdout.splitlines():
         words = shlex.split(line)
-        assert words[:3] == ["OMP_NUM_THREADS=1", "bash", "shell/run_once.sh"]
+        assert words[:3] == ["OMP_NUM_THREADS=1", "bash", "shell/lib/run_once.sh"]
         parts = [list(part) for is_then, part in itertools.groupby(words[3:], lambda w: w == "--then") if not is_then]
         cells[Path(parts[0][0]).parent.name] = parts
     assert len(cells) == len(result.stdout.splitlines()), "a folder for each cell"
@@ -88,10 +87,24 @@ def test_stages_seeds_methods_and_own_flags(work):
     assert (trained.epochs, trained.layers, trained.dataset) == (9, 7, "cifar10")
 
 
+def test_the_pilot_retrains_each_random_cell_by_every_protocol(work):
+    lines = work.run("study.sh", "--pilot", "--list", "--out", "o").stdout.splitlines()
+    assert len(lines) == 12
+    parts = [part.split() for part in lines[3].split(" --then ")]
+    assert parts[0][3:5] == ["o/random-3/search", "search.py"]
+    assert [part[0] for part in parts[1:4]] == [f"o/random-3/{name}-0" for name in ("now", "channels", "images")]
+    found = [cli.parse(retrain.get_parser(), part[2:]) for part in parts[1:]]
+    assert [(args.init_channels, args.train_portion, args.seed) for args in found[1:4]] == [
+        (16, 0.17, 0),
+        (8, 0.51, 0),
+        (8, 0.17, 1),
+    ] and {args.arch for args in found} == {"o/random-3/search"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "methods", "word"),
     [
-        (["--seeds", "x"], "", "--seeds x"),
+        (["--seeds", "x"], "", "seeds x"),
         (["--jobs", "0"], "", "--jobs 0"),
         (["--search_epochs", "7"], "", "--search_epochs 7"),
         (["--dataset"], "", "--dataset needs a value"),
@@ -132,22 +145,22 @@ def test_study_goes_on_and_never_repeats(work):
 def test_a_retraining_waits_for_its_search_and_goes_on_without_it(work):
     line = [work.folder / "a b/search", "search.py", "--seed", 1, "--then", work.folder / "a b/retrain", "retrain.py"]
     work.do.write_text("fail")
-    assert work.run("run_once.sh", *line).returncode == 3
+    assert work.run("lib/run_once.sh", *line).returncode == 3
     assert [call[0] for call in work.called()] == ["search.py"]
     work.do.write_text("")
-    assert work.run("run_once.sh", *line).returncode == 0
+    assert work.run("lib/run_once.sh", *line).returncode == 0
     folders = [str(work.folder / "a b" / name) for name in ("search", "retrain")]
     again = ["search.py", "--seed", "1", "--save", folders[0], "--resume", folders[0]]
     assert work.called()[1:] == [again, ["retrain.py", "--save", folders[1]]]
     (work.folder / "a b/retrain/finished").unlink()
-    assert work.run("run_once.sh", *line).returncode == 0
+    assert work.run("lib/run_once.sh", *line).returncode == 0
     assert work.called()[3:] == [["retrain.py", "--save", folders[1], "--resume", folders[1]]]
 
 
 def test_a_signal_ends_the_search_and_its_retraining_is_not_begun(work):
     work.do.write_text("wait")
-    process = work.start("run_all.sh", 1)
-    process.stdin.write(f"bash shell/run_once.sh {work.folder}/s search.py --then {work.folder}/r retrain.py\n")
+    process = work.start("lib/run_all.sh", 1)
+    process.stdin.write(f"bash shell/lib/run_once.sh {work.folder}/s search.py --then {work.folder}/r retrain.py\n")
     process.stdin.close()
     wait_for((work.folder / "s/ready").exists)
     process.terminate()
@@ -160,18 +173,8 @@ def test_the_genotype_of_pdarts_is_copied_to_where_the_retraining_looks(work):
     made.mkdir(parents=True)
     (made / "checkpoint.pt").touch()
     (made / "genotype.txt").write_text(f"{PUBLISHED[3]}\n")
-    assert work.run("run_once.sh", work.folder / "search", "train_search.py").returncode == 0
+    assert work.run("lib/run_once.sh", work.folder / "search", "train_search.py").returncode == 0
     assert genotypes.load(str(work.folder / "search")) == PUBLISHED[3]
-
-
-def test_a_line_of_the_list_pins_the_threads_whatever_the_environment_says(work):
-    threads = STAND_IN.replace('"$@" >>', '"$OMP_NUM_THREADS" "$MKL_NUM_THREADS" >>')
-    Path(work.environment["PYTHON"]).write_text(threads)
-    arguments = ["--seeds", 1, "--out", work.folder / "out", "--list"]
-    line = work.run("study.sh", *arguments, METHODS="gdas").stdout
-    environment = work.environment | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
-    subprocess.run(["bash"], input=line, text=True, check=True, cwd=ROOT, env=environment, timeout=60)
-    assert work.called() == [["1", "1"]] * 2
 
 
 def test_a_small_study_to_its_end(work, pictures):
@@ -181,33 +184,13 @@ def test_a_small_study_to_its_end(work, pictures):
     )
     arguments = [*small.split(), "--data", pictures, "--out", work.folder / "out"]
     flags = {"SEARCH": "--init_channels 1 --layers 1", "RETRAIN": "--init_channels 2 --layers 3 --train_portion 0.25"}
-    result = work.run("study.sh", *arguments, METHODS="pdarts DARTS_V2", **flags)
+    result = work.run("study.sh", *arguments, METHODS="gdas DARTS_V2", **flags)
     assert result.returncode == 0, result.stderr
-    assert [line.split()[1:4:2] for line in table_of(result.stdout)[2:]] == [["pdarts", "1"], ["DARTS_V2", "1"]]
+    assert [rows_of(result.stdout)[name][0] for name in ("gdas", "DARTS_V2")] == ["1", "1"]
     assert {path.name for path in (work.folder / "out").iterdir()} >= {"study.png", "study.svg", "data"}
 
 
 # ---- what the scripts need for it -----------------------------------------------------------------------------------
-
-
-def test_a_scaled_space_is_the_published_one_at_60_epochs_and_ends_at_the_same_size():
-    shrink, expand = genotypes.SPACES["shrink"], genotypes.SPACES["expand"]
-    assert shrink.scaled(60) == shrink and expand.scaled(60) == expand
-    assert shrink.scaled(6).shrink == dict.fromkeys(range(1, 6), 14)
-    assert expand.scaled(6).expand == {0: 3, 1: 4, 2: 5, 3: 6, 4: 7, 5: 8}
-    assert shrink.scaled(3).shrink == {1: 42, 2: 28}, "nothing in epoch 0"
-    for epochs in range(2, 200):
-        assert sum(shrink.scaled(epochs).shrink.values()) == 70 and max(shrink.scaled(epochs).shrink) < epochs
-        assert max(expand.scaled(epochs).expand.items())[1] == 8 and max(expand.scaled(epochs).expand) < epochs
-
-
-def test_scale_space_is_refused_where_nothing_changes():
-    args = cli.parse(search.get_parser(), ["--scale_space"])
-    with pytest.raises(cli.UserError, match="static stays as it is"):
-        search.check(args, torch.device("cpu"))
-    args = cli.parse(search.get_parser(), ["--scale_space", "--space_config", "shrink", "--epochs", "6"])
-    search.check(args, torch.device("cpu"))
-    assert 1 in search.space_of(args).shrink
 
 
 def test_a_portion_of_the_training_images_is_the_same_for_every_seed(pictures):
@@ -225,30 +208,42 @@ def test_a_portion_of_the_training_images_is_the_same_for_every_seed(pictures):
 
 
 def test_permutation_test_counts_splits():
-    low, high = np.array([1.0, 2.0, 3.0]), np.array([11.0, 12.0, 13.0, 14.0])
-    assert study.permutation_test(low, high) == 1 / 35, "no other split of 7 is as extreme on either side"
-    assert study.permutation_test(low, low[::-1] + 11) == 2 / 20, "with equal sizes the mirrored split is"
-    assert study.permutation_test(low, low) == 1
+    low, high = [1.0, 2.0, 3.0], [11.0, 12.0, 13.0, 14.0]
+    assert compare("", low, high).p == 1 / 35, "no other split of 7 is as extreme on either side"
+    assert compare("", low, [value + 10 for value in low]).p == 2 / 20, "with equal sizes the mirrored split is"
+    assert compare("", [88.3, 88.1, 88.2], [88.2, 88.3, 88.1]).p == 1, "decimals that tie"
+    assert compare("", [1.0, 2.0, 4.0]).p == 2 / 8 and compare("", [-1.0, 1.0]).p == 1, "signs of differences"
 
 
 def test_permutation_test_draws_splits_where_there_are_many():
-    rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(2, 12))
-    assert study.permutation_test(first, second) == study.permutation_test(first, second)
-    assert study.permutation_test(first, second) > 0.1
-    assert study.permutation_test(first + 3, second) < 1e-4
+    first, second = np.random.default_rng(0).normal(size=(2, 12))
+    found = compare("", first, second)
+    assert not found.exact and found.p > 0.1 and found == compare("", first, second)
+    assert compare("", first + 3, second).p < 1e-4 and compare("", first[:9], second[:9]).exact
 
 
-def test_false_alarms_are_as_rare_as_the_level_says():
-    rng = np.random.default_rng(1)
-    ps = [study.permutation_test(rng.normal(size=4), rng.normal(size=8)) for _ in range(300)]
-    assert 0.01 < np.mean(np.array(ps) < 0.05) < 0.1
+def test_false_alarms_are_as_rare_as_the_level_says_and_power_is_what_detectable_says(monkeypatch):
+    monkeypatch.setattr(common, "RESAMPLES", 10)
+    rng, alarms, found = np.random.default_rng(1), [], []
+    shift = common.detectable([4, 8], 1.0, 10)
+    for _ in range(100):
+        first, second = rng.normal(size=4), rng.normal(size=8)
+        alarms.append(compare("", first, second).p < 0.05)
+        found.append(compare("", first + shift, second).p < 0.05)
+    assert 0.01 <= np.mean(alarms) < 0.12 and 0.65 < np.mean(found) < 0.92
 
 
 def test_holm():
-    corrected = study.holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9})
-    assert {name: round(p, 10) for name, p in corrected.items()} == {"b": 0.04, "c": 0.09, "a": 0.09, "d": 0.9}
-    assert study.holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    np.testing.assert_allclose(common.holm([0.04, 0.01, 0.03, 0.9]), [0.09, 0.04, 0.09, 0.9])
+    assert common.holm([0.6, 0.7]) == [1.0, 1.0] and common.holm([]) == []
+
+
+def test_intraclass_correlation():
+    """Against its definition: variance of the cells' true values over all variance."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 2, (4000, 1)) + rng.normal(0, 1, (4000, 2))
+    assert study.intraclass_correlation(values) == pytest.approx(4 / 5, abs=0.02)
+    assert study.intraclass_correlation(np.array([[1.0, 1.0], [3.0, 3.0]])) == 1
 
 
 # ---- table and figure -----------------------------------------------------------------------------------------------
@@ -275,63 +270,49 @@ def made_up_cell(folder: Path, method: str, seed: int, accuracy: float, **other:
         retrain_run(place, PUBLISHED[seed % 4])  # as far as minutes and memory go, a search is no other
 
 
-def draw(capsys, *arguments: object) -> str:
+def draw(*arguments: object) -> None:
     study.main(study.get_parser().parse_args([str(argument) for argument in arguments]))
-    return capsys.readouterr().out if capsys else ""
 
 
 def test_a_known_difference_is_found_and_none_where_there_is_none(tmp_path, capsys):
-    means = {"darts": 86.0, "pdarts": 88.0, "random": 88.0, "PDARTS": 90.0}
-    text = draw(capsys, made_up_study(tmp_path / "study", means), "--out", tmp_path / "out")
-    rows = {cells[1]: cells for line in table_of(text)[2:] if (cells := [c.strip() for c in line.split("|")])}
-    assert list(rows) == ["darts", "pdarts", "PDARTS", "random"]
-    assert [row[2] for row in rows.values()] == ["4", "4", "1", "8"]
-    assert float(rows["darts"][-2]) < 0.05 < float(rows["pdarts"][-2]) and rows["PDARTS"][-2] == "–"
-    assert rows["pdarts"][8:10] == ["1.5", "0.88"] and rows["random"][8] == "–"
-    assert rows["darts"][-3] == "-2.00" and rows["pdarts"][-3] == "+0.00"
-    larger, other = next(line for line in text.splitlines() if "than chance explains" in line).split(". Not so: ")
-    assert "darts (-" in larger and "pdarts" not in larger and "pdarts (" in other and "8 random cells" in larger
-    assert "17 cells" in text and "1 more have begun" in text and "bandit" not in text
-    needed = next(line for line in text.splitlines() if line.startswith("cells for an error of 0.15: "))
-    spread = np.std([cell.test_acc for cell in study.kept(tmp_path / "out/data") if cell.method == "pdarts"], ddof=1)
-    assert f"pdarts {max(2, math.ceil((spread / 0.15) ** 2))}," in needed
-
-
-def test_the_bandit_against_random_subspaces(tmp_path, capsys):
-    means = {"ddsas": 90.0, "ddsas-random": 88.0, "random": 89.0}
-    text = draw(capsys, made_up_study(tmp_path / "study", means), "--out", tmp_path / "out")
-    assert "The bandit's subspaces against random ones: +2.00, p = 0.029" in text, "2 of the 70 splits of eight cells"
-
-
-def test_numbers_of_a_row(tmp_path, capsys):
-    for seed, accuracy in enumerate((80.0, 82.0, 84.0)):
-        made_up_cell(tmp_path / "study", "gdas", seed, accuracy)
-    text = draw(capsys, tmp_path / "study", "--out", tmp_path / "out")
-    row = [cell.strip() for cell in table_of(text)[2].split("|")]
-    skips = np.mean([genotypes.count_skips(found) for found in PUBLISHED[:3]])
-    assert row[1:7] == ["gdas", "3", "82.00 ± 1.15", "84.00 (2)", "80.00 (0)", f"{skips:.1f}"]
-    assert "Nothing can be said yet" in text
+    means = {"ddsas": 89.0, "ddsas-random": 88.0, "darts": 86.0, "pdarts": 88.0, "random": 88.0, "PDARTS": 90.0}
+    draw(made_up_study(tmp_path / "study", means), "--out", tmp_path / "out")
+    text = capsys.readouterr().out
+    rows = rows_of(text)
+    assert [rows[method][0] for method in means] == ["4", "4", "4", "4", "8", "1"]
+    assert rows["pdarts"][5:] == ["1.5", "0.88"] and rows["random"][5:] == ["–", "–"]
+    skips = np.mean([genotypes.count_skips(found) for found in PUBLISHED])
+    assert rows["darts"][1:4] == ["86.00 ± 0.12", "85.80 to 86.20", f"{skips:.1f}"]
+    assert rows["darts – random"][1] == "-2.00" and rows["darts – random"][-1] == "differs"
+    assert rows["pdarts – random"][1] == "+0.00" and rows["pdarts – random"][-1].startswith("not detected; differences")
+    assert rows["ddsas – ddsas-random (primary)"][:2] == ["4 : 4", "+1.00"]
+    assert rows["ddsas – ddsas-random (primary)"][3:5] == ["0.0286", "–"], "2 of the 70 splits of eight cells"
+    assert "25 cells" in text and "1 more have begun" in text and "4 against 8 cells tell" in text
 
 
 def test_the_figure_is_drawn_from_what_is_kept(tmp_path, capsys):
-    folder = made_up_study(tmp_path / "study", {"ddsas": 88.5, "random": 88.0, "DARTS_V2": 88.2})
-    first = draw(capsys, folder, "--out", tmp_path / "out")
-    picture = (tmp_path / "out/study.svg").read_bytes()
-    again = draw(capsys, "--out", tmp_path / "out")
-    assert (tmp_path / "out/study.svg").read_bytes() == picture and (tmp_path / "out/study.png").stat().st_size > 5000
-    assert table_of(again) == table_of(first)
-    axis = study.draw(found := study.by_method(study.kept(tmp_path / "out/data"))).axes[0]
-    points = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == "o"]
-    assert points == [[cell.test_acc for cell in cells] for cells in found.values()] and len(points) == 3
+    draw(
+        made_up_study(tmp_path / "study", {"ddsas": 88.5, "random": 88.0, "DARTS_V2": 88.2}), "--out", tmp_path / "out"
+    )
+    first, picture = rows_of(capsys.readouterr().out), (tmp_path / "out/study.svg").read_bytes()
+    draw("--out", tmp_path / "out")
+    assert (tmp_path / "out/study.svg").read_bytes() == picture and rows_of(capsys.readouterr().out) == first
+    cells = common.read_lines(tmp_path / "out/data/study.jsonl", study.Cell)
+    groups = {method: [cell for cell in cells if cell.method == method] for method in ("ddsas", "DARTS_V2", "random")}
+    axis = study.draw(groups).axes[0]
+    points = [line.get_xdata() for line in axis.lines if line.get_marker() == "o"]
+    assert [list(found) for found in points] == [[cell.test_acc for cell in group] for group in groups.values()]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["ddsas (4)", "DARTS_V2 (1)", "random (8)"]
 
 
 def test_study_figure_refuses_in_one_line(tmp_path):
     with pytest.raises(cli.UserError, match="nothing kept"):
-        draw(None, "--out", tmp_path)
+        draw("--out", tmp_path)
     for folder in (tmp_path, tmp_path / "mistyped"):
         with pytest.raises(cli.UserError, match="no finished cell"):
-            draw(None, folder)
+            draw(folder)
+    with pytest.raises(cli.UserError, match="no two cells"):
+        draw(tmp_path, "--pilot")
     assert not list(tmp_path.iterdir())
     made_up_cell(tmp_path, "gdas", 0, 80.0)
     made_up_cell(tmp_path, "gdas", 1, 80.0, epochs=600)
@@ -339,4 +320,38 @@ def test_study_figure_refuses_in_one_line(tmp_path):
         study.collect(tmp_path)
     write_lines(tmp_path / "study.jsonl", [{"a": 1}])
     with pytest.raises(cli.UserError, match="not written by this script"):
-        study.kept(tmp_path)
+        common.read_lines(tmp_path / "study.jsonl", study.Cell)
+
+
+def test_the_pilot_tells_which_protocol_tells_cells_apart(tmp_path, capsys):
+    for cell, seed in itertools.product(range(4), range(2)):
+        for protocol, noise in (("now", 3.0), ("images", 0.1)):
+            run = tmp_path / f"random-{cell}/{protocol}-{seed}"
+            retrain_run(run, PUBLISHED[0], best=80 + cell + noise * (-1) ** (cell + seed))
+            (run / "finished").touch()
+    draw(tmp_path, "--pilot")
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["images"][:2] == ["4", "2"] and float(rows["images"][2]) > 0.95 > 0.5 > float(rows["now"][2])
+    assert float(rows["images"][4]) == pytest.approx(float(rows["images"][2]) / 1.5, abs=0.01)
+
+
+def test_truth_correlates_ranks_and_holds_methods_against_random_search():
+    trained = [truth.Trained(f"{k:06}", 90.0 - k, 2.0, part=k) for k in range(20)] + [
+        truth.Trained("333333", 89.5, 2.0)
+    ]
+    searches = [figure1.Search("ddsas", seed, 8.0, ["333333"]) for seed in range(2)]
+    text = truth.report(trained, figure1.by_method(searches))
+    assert "20 drawn cells, 1 found" in text and ": 1.00, 95 % interval 1.00 to 1.00" in text
+    drawn = np.random.default_rng(0).choice(90.0 - np.arange(20), (100_000, 4)).max(1)
+    regret, cells = rows_of(text)["ddsas"][3].split(" (")
+    assert rows_of(text)["ddsas"][1] == "0.50 ± 0.00" and cells == "4 cells)"
+    assert float(regret) == pytest.approx(90 - drawn.mean(), abs=0.05)
+
+
+def test_the_documents_hold_the_tables_that_are_printed(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/study.jsonl").write_bytes((ROOT / "figure/data/study.jsonl").read_bytes())
+    draw("--out", tmp_path)
+    told, text = (ROOT / "docs/study.md").read_text(), capsys.readouterr().out
+    assert all(line in told for line in text.splitlines() if not line.startswith("figure:")), "bash experiments/make.sh"
+    assert "5 against 10 cells tell 0.69 points apart" in text and "* ddsas-shrink: searched before a fault" in text

@@ -1,15 +1,19 @@
-"""The supernet and its architecture parameters against the published ones."""
+"""The supernet and its architecture parameters against the published ones, and against fast.py."""
+
+import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
 from golden_arrays import active_lists, assert_close, golden, load_weights
 
+import fast
 from genotypes import CELL_TYPES, PRIMITIVES, SPACES
-from model_search import Architecture, Network, masked_softmax
+from model_search import Architecture, MixedOp, Network, masked_softmax
 from operations import OPS
 
 
+@pytest.mark.parametrize("forward", [Network.forward, fast.supernet_forward])
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -18,7 +22,7 @@ from operations import OPS
         ("all_norm", {"saliency_type": "all"}),
     ],
 )
-def test_logits_and_gradients_are_those_of_the_published_supernet(name, options):
+def test_logits_and_gradients_are_those_of_the_published_supernet(name, options, forward):
     arrays = golden(f"supernet_{name}.npz")
     network, architecture = Network(4, 10, 3, PRIMITIVES), Architecture(14, 8)
     load_weights(network, arrays)
@@ -26,7 +30,7 @@ def test_logits_and_gradients_are_those_of_the_published_supernet(name, options)
         for parameter_name, parameter in architecture.named_parameters():
             parameter.copy_(torch.tensor(arrays[parameter_name]))
     active = active_lists({kind: arrays[f"active_{kind}"] for kind in CELL_TYPES})
-    logits = network(torch.tensor(arrays["x"]), architecture.weights(active, **options), active)
+    logits = forward(network, torch.tensor(arrays["x"]), architecture.weights(active, **options), active)
     loss = F.cross_entropy(logits, torch.tensor(arrays["y"]))
     loss.backward()
     assert_close(logits, arrays["logits"])
@@ -58,23 +62,70 @@ def test_operations_that_are_not_active_are_not_computed():
 
 
 def test_none_contributes_nothing_even_alone():
-    network = Network(4, 10, 3, PRIMITIVES)
-    weights = {kind: torch.ones(14, 8) for kind in CELL_TYPES}
+    network = Network(4, 10, 3, ["none", "skip_connect"])
+    weights = {kind: torch.ones(14, 2) for kind in CELL_TYPES}
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     network.eval()
     only_none = {kind: [[0]] * 14 for kind in CELL_TYPES}
-    empty = {kind: [[]] * 14 for kind in CELL_TYPES}
-    torch.testing.assert_close(network(x, weights, only_none), network(x, weights, empty))
     torch.testing.assert_close(network(x, weights, only_none)[0], network.classifier.bias)
+
+
+def test_straight_through_adds_the_weights_of_what_is_not_active():
+    """GDAS: those are zero in value, and their gradient reaches the alphas of operations that are not computed."""
+    torch.manual_seed(0)
+    edge, x = MixedOp(4, 1, PRIMITIVES), torch.rand(2, 4, 8, 8)
+    weights = [torch.tensor(w, requires_grad=True) for w in (0.0, 0.5, 0.0, 1.0, 0.25, 0.0, 0.0, 0.0)]
+    torch.testing.assert_close(edge(x, weights, [3]), x)
+    edge.straight_through = True
+    torch.testing.assert_close(edge(x, weights, [3]), x + 0.75)
+    edge(x, weights, [3]).mean().backward()
+    assert [w.grad.item() for k, w in enumerate(weights) if k != 3] == [1] * 7
+
+
+def test_cells_computed_twice_are_the_same_and_move_their_statistics_once():
+    torch.manual_seed(0)
+    network, results = Network(4, 10, 3, ["avg_pool_3x3", "sep_conv_3x3"]), []
+    again, x = copy.deepcopy(network), torch.rand(2, 3, 8, 8)
+    again.checkpoint_cells = True
+    for net in (network, again):
+        weights = {kind: torch.full((14, 2), 0.1, requires_grad=True) for kind in CELL_TYPES}
+        net(x, weights, None).square().sum().backward()
+        results.append([weights["normal"].grad, *(p.grad for p in net.parameters()), *net.buffers()])
+    for ours, expected in zip(*results, strict=True):
+        assert torch.equal(ours, expected)
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 def test_every_space_has_a_supernet(stem):
     size = 8 if stem == "cifar" else 32
-    for space in (space for space in SPACES.values() if space.cells == "darts"):
-        network = Network(4, 7, 3, space.primitives, stem)
-        weights = {kind: torch.rand(14, 8) for kind in CELL_TYPES}
+    for primitives in [SPACES["imagenet"].primitives, list(OPS)]:
+        network = Network(4, 7, 3, primitives, stem)
+        weights = {kind: torch.rand(14, len(primitives)) for kind in CELL_TYPES}
         assert network(torch.rand(2, 3, size, size), weights, None).shape == (2, 7)
+
+
+@pytest.mark.parametrize("C", [2, 4, 6, 8])
+def test_few_channels_are_halved_as_published(C):
+    """Strided 1x1 convolutions of few channels in channels_last order, where oneDNN's gradients are not to be had."""
+    torch.manual_seed(0)
+    op = OPS["skip_connect"](C, 2, False)
+    reference, x = copy.deepcopy(op).double(), torch.randn(3, C, 8, 8)
+    ours, theirs = x.contiguous(memory_format=torch.channels_last).requires_grad_(), x.double().requires_grad_()
+    strided = [
+        F.conv2d(F.relu(theirs)[:, :, i:, i:], getattr(reference, f"conv_{1 + i}").weight, stride=2) for i in (0, 1)
+    ]
+    y, expected = op(ours), reference.bn(torch.cat(strided, dim=1))
+    y.square().sum().backward(), expected.square().sum().backward()
+    torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-4, rtol=1e-4)
+    for a, b in zip(op.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a.grad.double(), b.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", OPS)
+def test_an_operation_keeps_or_halves_the_size(name, stride):
+    assert OPS[name](4, stride, True)(torch.rand(2, 4, 16, 16)).shape == (2, 4, 16 // stride, 16 // stride)
 
 
 def test_candidates_differ_per_edge_and_cell_type():

@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 import genotypes
+import operations
 import visualize
 from genotypes import CELL_TYPES, PRIMITIVES
 from lib import cli, figures, records
@@ -45,7 +46,7 @@ def fail(capsys, *arguments: str) -> str:
 
 
 def test_a_kind_of_operation_has_one_colour_and_one_line():
-    assert figures.STYLES.keys() >= {*PRIMITIVES, "nor_conv_1x1", "nor_conv_3x3"}
+    assert figures.STYLES.keys() >= {*operations.OPS, "nor_conv_1x1", "nor_conv_3x3"}
     kinds = {style.kind: (style.color, style.dashes) for style in figures.STYLES.values()}
     assert all((style.color, style.dashes) == kinds[style.kind] for style in figures.STYLES.values())
     assert len({color for color, _ in kinds.values()}) == len({dashes for _, dashes in kinds.values()}) == len(kinds)
@@ -53,7 +54,7 @@ def test_a_kind_of_operation_has_one_colour_and_one_line():
 
 def test_an_operation_of_the_readers_own_is_in_all_pictures_under_its_name(tmp_path, monkeypatch):
     mine = [op.replace("sep_conv_5x5", "my_<op>") for op in PRIMITIVES]
-    monkeypatch.setattr(genotypes, "PRIMITIVES", mine)
+    monkeypatch.setitem(operations.OPS, "my_<op>", operations.OPS["sep_conv_5x5"])
     genotype = genotypes.PDARTS._replace(normal=[("my_<op>", 0), *genotypes.PDARTS.normal[1:]])
     assert visualize.cell_graph(genotype).source.count("my_<op>") == 1
     record = visualize.load_run(search_run(tmp_path / "run", ops=mine))

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Run a training once: bash shell/run_once.sh FOLDER SCRIPT [ARGUMENTS...]
+# Run a training once: bash shell/lib/run_once.sh FOLDER SCRIPT [ARGUMENTS...]
 # is `python SCRIPT ARGUMENTS --save FOLDER`. Where FOLDER holds a checkpoint it goes on from there; where it holds the
 # file `finished`, which is written when the script has come to its end, nothing is done. FOLDER/command says what was
 # run: other arguments are refused, they belong into another folder. Several can run at a time; who comes second to a
 # folder waits for the first, and then finds it finished.
-#     bash shell/run_once.sh FOLDER SCRIPT [ARGUMENTS...] --then FOLDER SCRIPT [ARGUMENTS...]
+#     bash shell/lib/run_once.sh FOLDER SCRIPT [ARGUMENTS...] --then FOLDER SCRIPT [ARGUMENTS...]
 # does the same with the second when the first is finished: a search, and the retraining of what it finds.
 # train_search.py and its like make a folder of their own inside FOLDER, since they add the time to what --save says; the
 # genotype of it is copied to FOLDER, where that of search.py is.
 set -eu
 { # bash reads up to the closing brace before it begins: who edits this file does not disturb what runs
 [ $# -ge 2 ] || { echo "run_once.sh: expected FOLDER SCRIPT [ARGUMENTS...]" >&2; exit 2; }
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../env.sh"
 case $1 in */*) folder=$1 ;; *) folder=./$1 ;; esac # a name without / would be one below logs/
 script=$2 arguments=() stopped=
 shift 2
@@ -20,7 +20,7 @@ if [ $# -gt 0 ]; then shift; fi # what is left stands behind --then
 go_on() {
     if [ $# = 0 ]; then exit 0; fi
     if [ -n "$stopped" ]; then exit "$stopped"; fi
-    exec bash shell/run_once.sh "$@"
+    exec bash shell/lib/run_once.sh "$@"
 }
 # the number of threads to PyTorch, which asks MKL's variable first
 if [ -n "${OMP_NUM_THREADS:-}" ]; then export MKL_NUM_THREADS=$OMP_NUM_THREADS; fi

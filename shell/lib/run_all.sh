@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run commands, one a line, several at a time: bash shell/run_all.sh [JOBS] <commands, or sourced: run_all JOBS <commands
+# Run commands, one a line, several at a time: bash shell/lib/run_all.sh [JOBS] <commands, or sourced: run_all JOBS <commands
 # All are run even if some fail; those are named at the end. After Ctrl-C or SIGTERM no command is begun, and those that
 # run are waited for: a training ends after its step with a checkpoint. JOBS is the number of processors by default.
 # Returns 0, 1 if a command failed, 130 or 143 if a signal came.

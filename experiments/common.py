@@ -1,0 +1,165 @@
+"""What the experiments share: tests of differences, lines of JSON, and where figures go. scipy: pip install scipy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from lib import cli, tables
+from lib.checkpoints import write_whole
+from lib.figures import RC, save_figure
+from lib.records import read_json
+from lib.report import MUTED
+
+FOLDER = Path(__file__).resolve().parent.parent / "figure"
+COLORS = {  # Okabe and Ito's, which the colour-blind tell apart
+    "ddsas": "#0072b2",
+    "ddsas-random": "#009e73",
+    "darts": "#d55e00",
+    "gdas": "#cc79a7",
+    "rws": "#56b4e9",
+    "pdarts": "#e69f00",
+    "random": MUTED,
+}
+LEVEL, POWER = 0.05, 0.8
+EXACT, DRAWN = 200_000, 100_000  # splits up to which all are counted; of more, so many are drawn
+RESAMPLES = 10_000
+NOTES = f"""p: permutation test of the means, two-sided, exact (~: {DRAWN:,} drawn splits); Holm over the secondary rows
+interval: bootstrap percentiles of {RESAMPLES:,} resamples; what could not be: with power {POWER} at level {LEVEL}"""
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Comparison:
+    """A difference of two means, or a mean held against 0, in points."""
+
+    name: str
+    sizes: list[int]
+    difference: float
+    low: float  # of the bootstrap's 95 % interval
+    high: float
+    p: float
+    exact: bool
+    detectable: float  # the smallest difference that is found with probability POWER at level LEVEL
+
+
+def compare(name: str, first: Iterable[float], second: Iterable[float] | None = None) -> Comparison:
+    """Two independent samples, or without ``second`` one of differences held against 0; each of two values or more.
+
+    p: the share of splits into such samples (of signs of the differences) whose means differ as much, either way.
+    """
+    samples = [np.array(list(values), dtype=float) for values in (first, second) if values is not None]
+    sizes = [len(values) for values in samples]
+    count = math.comb(sum(sizes), sizes[0]) if second is not None else 2 ** sizes[0]
+    p = stats.permutation_test(
+        samples,
+        lambda *parts, axis: np.abs(difference(*parts, axis=axis)).round(9),  # sums in another order are equal
+        permutation_type="independent" if second is not None else "samples",
+        n_resamples=math.inf if count <= EXACT else DRAWN,
+        batch=10_000,
+        alternative="greater",
+        rng=np.random.default_rng(0),
+    ).pvalue
+    low, high = interval(samples, difference)
+    least = detectable(sizes, *pooled_deviation(samples))
+    return Comparison(name, sizes, float(difference(*samples)), low, high, float(p), count <= EXACT, least)
+
+
+def difference(first: np.ndarray, second: np.ndarray | None = None, axis: int = -1) -> np.ndarray:
+    """The difference of the means along an axis; the mean of the first alone."""
+    return first.mean(axis) - (0 if second is None else second.mean(axis))
+
+
+def interval(samples: list[np.ndarray], statistic: Callable, paired: bool = False) -> tuple[float, float]:
+    """95 % by bootstrap percentiles, with a fixed seed; with few values it is too narrow."""
+    options = {"n_resamples": RESAMPLES, "method": "percentile", "paired": paired, "rng": np.random.default_rng(0)}
+    return tuple(map(float, stats.bootstrap(samples, statistic, **options).confidence_interval))
+
+
+def pooled_deviation(samples: list[np.ndarray]) -> tuple[float, int]:
+    """One standard deviation for what is inside of all samples, and its degrees of freedom."""
+    freedom = sum(map(len, samples)) - len(samples)
+    return math.sqrt(sum(((values - values.mean()) ** 2).sum() for values in samples) / freedom), freedom
+
+
+def detectable(sizes: list[int], deviation: float, freedom: int) -> float:
+    """The difference that a two-sided t test of such samples finds: (t(1 - LEVEL / 2) + t(POWER)) standard errors."""
+    error = deviation * math.sqrt(sum(1 / size for size in sizes))
+    return float(error * (stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)))
+
+
+def holm(ps: list[float]) -> list[float]:
+    """p values corrected for their number (Holm, 1979): the k-th smallest of m times m - k + 1, never falling."""
+    order, corrected = np.argsort(ps), np.empty(len(ps))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(np.array(ps)[order] * np.arange(len(ps), 0, -1)))
+    return corrected.tolist()
+
+
+def table_of(comparisons: list[Comparison], primary: str) -> str:
+    """A row for each, in Markdown; the one named ``primary`` stands alone, Holm's correction is for the others."""
+    rows = [["points", "n", "difference", "95 % interval", "p", "p (Holm)", "so"]]
+    others = [one for one in comparisons if one.name != primary]
+    corrected = dict(zip([one.name for one in others], holm([one.p for one in others]), strict=True))
+    for one in comparisons:
+        p = corrected.get(one.name, one.p)
+        so = "differs" if p < LEVEL else f"not detected; differences below {one.detectable:.2f} could not be"
+        row = [one.name + " (primary)" * (one.name == primary), " : ".join(map(str, one.sizes))]
+        row += [
+            f"{one.difference:+.2f}",
+            f"{one.low:+.2f} to {one.high:+.2f}",
+            f"{one.p:.4f}{'' if one.exact else '~'}",
+        ]
+        rows.append([*row, f"{p:.4f}" if one.name in corrected else "–", so])
+    return tables.markdown_table(rows)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def write_lines(path: Path, objects: list) -> None:
+    """Write dataclass objects, a line of JSON for each, without what they do not know."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = [{name: value for name, value in asdict(one).items() if value is not None} for one in objects]
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in known))
+
+
+def read_lines(path: Path, kind: type) -> list:
+    """The objects of a dataclass that `write_lines` wrote; UserError if there are none."""
+    try:
+        if found := [kind(**line) for line in read_json(path)]:
+            return found
+    except TypeError as error:
+        raise cli.UserError(f"{path}: not written by this script ({error}): draw it anew from the runs") from None
+    raise cli.UserError(f"nothing kept in {path}: give the runs it is made from (--help)")
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The flag --out."""
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="of figure and data/; default: the folder that is given"
+    )
+
+
+def folder_for(given: list[Path], out: Path | None) -> Path:
+    """Where figure and data are: --out, or the one folder that is given, or figure/ without any."""
+    if out is None and len(given) > 1:
+        raise cli.UserError("--out FOLDER is missing: where the figure and data of several folders are written")
+    return out or (given[0] if given else FOLDER)
+
+
+def save(draw: Callable[[], Figure], path: Path, small: bool = True) -> None:
+    """Write the figure that ``draw()`` returns as svg and png, with small text for one column of a paper."""
+    sizes = {"font.size": 7, "axes.titlesize": 7.5, "legend.fontsize": 6.5} if small else {}
+    with matplotlib.rc_context(RC | sizes):
+        save_figure(draw(), path)
+    print(f"figure: {path}.png and .svg")

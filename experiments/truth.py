@@ -1,0 +1,111 @@
+"""Truth on the images that were searched on: cells of NAS-Bench-201's space, all trained on fashion_mini alike.
+
+    bash shell/truth.sh --table FILE.csv                    # trains them, and prints; an hour or two of one core
+    python -m experiments.truth logs/truth --out figure     # keeps what has finished in figure/data, and prints
+    python -m experiments.truth                             # prints what figure/data keeps
+    python -m experiments.truth --list --table FILE.csv     # the cells to train: NAME ARCHITECTURE, one a line
+
+The cells are one drawn from each of 60 equal parts of the table, by CIFAR-10 accuracy, and the results of all searches.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from experiments import common, figure1
+from experiments.common import read_json
+from lib import cli, tables
+
+
+@dataclass
+class Trained:
+    """A cell, its test accuracy (percent) on fashion_mini after the last epoch, and minutes of its training."""
+
+    cell: str
+    test_acc: float
+    minutes: float  # of the processor where they are known, else by the clock
+    part: int | None = None  # of the table, 0 is the best: the order on CIFAR-10; None: found by a search
+
+
+def cells_to_train(table: tables.Table, parts: int, searches: list[figure1.Search]) -> dict[str, str]:
+    """Architectures by name: part-K, drawn from the K-th part of the table with a fixed seed, and found-DIGITS."""
+    order = sorted(table.accuracies, key=lambda text: -table.accuracies[text]["cifar10"])
+    bounds, rng = np.linspace(0, len(order), parts + 1).astype(int), np.random.default_rng(0)
+    drawn = {f"part-{k}": order[rng.integers(bounds[k], bounds[k + 1])] for k in range(parts)}
+    found = {cell for cells in figure1.result_cells(figure1.by_method(searches)).values() for cell in cells}
+    return drawn | {f"found-{cell}": text for text in sorted(order) if (cell := figure1.digits(text)) in found}
+
+
+def collect(folder: Path) -> list[Trained]:
+    """The finished trainings of a folder."""
+    found = []
+    for path in sorted(path.parent for path in folder.glob("*-*/finished")):
+        kind, _, number = path.name.partition("-")
+        history, timing = (read_json(path / f"{name}.jsonl") for name in ("history", "timing"))
+        minutes = sum(line.get("cpu_seconds") or line["seconds"] for line in timing) / 60
+        cell = figure1.digits((path / "genotype.txt").read_text())
+        found.append(Trained(cell, history[-1]["test_acc"], round(minutes, 2), int(number) if kind == "part" else None))
+    return found
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Spearman's, along an axis."""
+    a, b = (stats.zscore(stats.rankdata(values, axis=axis), axis=axis) for values in (first, second))
+    return (a * b).mean(axis)
+
+
+def report(trained: list[Trained], groups: dict[str, list[figure1.Search]]) -> str:
+    """The rank correlation, and the regret of each method beside that of random search at its cost."""
+    drawn = sorted((one for one in trained if one.part is not None), key=lambda one: one.part)
+    accuracies, known = np.array([one.test_acc for one in drawn]), {one.cell: one.test_acc for one in trained}
+    lines = [f"{len(drawn)} drawn cells, {len(trained) - len(drawn)} found ones, trained on fashion_mini"]
+    if len(drawn) > 2:
+        pair = accuracies, -np.arange(len(drawn))
+        low, high = common.interval(pair, rank_correlation, paired=True)
+        text = f"rank correlation of Fashion-MNIST with CIFAR-10, over the drawn ones: {rank_correlation(*pair):.2f}"
+        lines.append(f"{text}, 95 % interval {low:.2f} to {high:.2f}")
+    best, minutes = max(known.values()), float(np.median([one.minutes for one in trained]))
+    rows = [["method", "seeds", "regret on Fashion-MNIST", "CPU min", "random search at that cost"]]
+    for method, searches in groups.items():
+        regrets = np.array([best - known[one.cells[-1]] for one in searches if one.cells[-1] in known])
+        if len(regrets) == len(searches) > 1 and len(drawn):
+            count = max(1, round(figure1.cost(searches) / minutes))
+            by_chance = f"{best - figure1.expected_best(accuracies, count):.2f} ({count} cells)"
+            spread = f"{regrets.mean():.2f} ± {regrets.std(ddof=1):.2f}"
+            rows.append([method, str(len(searches)), spread, f"{figure1.cost(searches):.1f}", by_chance])
+    lines += ["", tables.markdown_table(rows), "", f"regret: points below the best of all these cells, {best:.2f} %"]
+    return "\n".join([*lines, f"random search: the best of so many drawn cells, {minutes:.1f} minutes each (median)"])
+
+
+def main(args: argparse.Namespace) -> None:
+    """List the cells to train; or keep what a folder has, and print."""
+    searches = common.read_lines(common.FOLDER / "data/figure1.jsonl", figure1.Search)
+    if args.list:
+        if not (table := tables.load_table(args.table)):
+            raise cli.UserError(tables.NO_TABLE)
+        for name, text in cells_to_train(table, args.parts, searches).items():
+            print(name, text)
+        return
+    data = common.folder_for([args.folder] if args.folder else [], args.out) / "data"
+    if args.folder:
+        common.write_lines(data / "truth.jsonl", collect(args.folder))
+    print(report(common.read_lines(data / "truth.jsonl", Trained), figure1.by_method(searches)))
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="--out of shell/truth.sh")
+    parser.add_argument("--table", type=Path, metavar="FILE.csv", help="accuracies, instead of analog-nasbench's")
+    parser.add_argument("--list", action="store_true", help="print the cells to train")
+    parser.add_argument("--parts", type=cli.number(int, 1, tables.SIZE), default=60, help="cells that are drawn")
+    common.add_out(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run_script(main, get_parser())

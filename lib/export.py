@@ -1,0 +1,107 @@
+"""A network as a file for other programs: ONNX, or PyTorch's own pt2. The file says what input it expects."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lib import checkpoints
+from lib.cli import UserError
+
+Classifier = Callable[[Tensor], Tensor]  # images -> logits
+TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one
+
+
+class Logits(nn.Module):
+    """A network that returns its logits alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[0]
+
+
+def to_onnx(network: nn.Module, images: Tensor, metadata: dict[str, str]) -> tuple[bytes, Classifier]:
+    """An ONNX file, and what runs it: `input` images, `output` logits, both with a dimension `batch`."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401, used by torch.onnx
+    except ImportError as error:
+        raise UserError(f"--export onnx needs {error.name}: pip install onnx onnxscript onnxruntime") from None
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells every operation that it leaves as it is
+    names = {"input_names": ["input"], "output_names": ["output"], "dynamic_shapes": ({0: "batch"},)}
+    model = torch.onnx.export(network, (images,), dynamo=True, verbose=False, **names).model_proto
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+
+
+def to_pt2(network: nn.Module, images: Tensor, metadata: dict[str, str]) -> tuple[bytes, Classifier]:
+    """A file for torch.export.load(file, extra_files=dict.fromkeys(KEYS, "")).module(), and what runs it."""
+    file = io.BytesIO()
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    torch.export.save(program, file, extra_files=metadata)
+    file.seek(0)
+    return file.getvalue(), torch.export.load(file).module()
+
+
+FORMATS = {"onnx": to_onnx, "pt2": to_pt2}
+KEYS = ("class_names", "mean", "std", "image_size", "scale", "input")  # of the metadata, as JSON
+
+
+@torch.no_grad()
+def export_network(kind: str, file: str, network: nn.Module, fused: nn.Module, known: dict, quiet: bool) -> dict:
+    """Write a network as a file for other programs: images (batch, 3, size, size), normalised, to logits.
+
+    The file is made from ``fused``, run here on random images, in batches of other sizes than it was made with, and
+    written if its logits are those of ``network``. ``known`` goes into its metadata, as JSON: ``image_size`` and
+    ``scale``, pixels of the input and of the shorter side of the image whose centre it is, and ``mean``, ``std``,
+    ``class_names`` where they are known; ``input`` is the line that is printed. UserError: what is wrong with the
+    format, the path, or the logits.
+    """
+    path, size = Path(file), known["image_size"]
+    if kind not in FORMATS:
+        raise UserError(f"--export {kind}: expected one of {', '.join(FORMATS)}, then the file to write")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--export {kind} {file}: expected the name of a file, in a folder that exists")
+    images = torch.randn(7, 3, size, size, generator=torch.Generator().manual_seed(0))
+    expected = network.eval()(images)[0]
+    expects = describe_input(known)
+    metadata = {key: json.dumps(value) for key, value in (known | {"input": expects}).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls channels_last weights incomplete, and its own calls deprecated
+        content, run = FORMATS[kind](Logits(fused), images[:2], metadata)
+        found = torch.cat([run(part) for part in images.split([1, 6])])
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not difference <= TOLERANCE:  # nor NaN
+        raise UserError(f"--export {kind} {file}: not written, its logits are not the network's ({difference:.1e} off)")
+    checkpoints.write_whole(path, content)
+    if not quiet:
+        print(
+            f"{file}: {kind}, {len(content) / 1e6:.1f} MB; input: {expects}; output: logits (batch,"
+            f" {expected.shape[1]}); was run, and its logits differ by {difference:.1e} of the largest"
+        )
+    return {"format": kind, "file": str(file), "largest_difference": difference, "input": expects}
+
+
+def describe_input(known: dict) -> str:
+    """What an exported network expects, in one line."""
+    size, scale = known["image_size"], known["scale"]
+    if scale == size:
+        pixels = f"the centre square of an image, scaled to {size} x {size} pixels"
+    else:
+        pixels = f"the centre {size} x {size} pixels of an image whose shorter side is scaled to {scale}"
+    numbers = "minus mean, divided by std" if known.get("mean") else "normalised as its training images were"
+    where = ": these, per channel, and class_names are in the file's metadata" if known.get("mean") else ""
+    return f"float32 (batch, 3, {size}, {size}): {pixels} (bilinear), RGB in 0..1, {numbers}{where}"
