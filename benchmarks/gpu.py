@@ -211,10 +211,11 @@ def in_turn(
 ) -> dict[str, dict[str, float | str]]:
     """Least seconds of each step, A B A B ..., and the MB that it takes at most above what was there before it.
 
-    The first two of each do not count, in which cuDNN tries its algorithms. A step that fails says why.
+    The first two of each do not count, in which cuDNN tries its algorithms (small: each once). A step that fails says
+    why.
     """
     found: dict[str, dict] = {name: {} for name in steps}
-    first, repetitions = (1, 1) if small else (2, 7)
+    first, repetitions = (0, 1) if small else (2, 7)
     for i in range(first + repetitions):
         for name, step in steps.items():
             if "failed" in found[name] or i > first and left() < 5:

@@ -63,7 +63,9 @@ def test_it_learns_as_on_the_cpu(scripts, words):
 
 def test_evaluation_repeats_what_retraining_found(scripts):
     folder = scripts.start(METHODS["retraining"])
-    command = f"{checks.ROOT}/evaluate.py --model_path {folder} --device {scripts.device} --no-tf32"
+    command = (
+        f"{checks.ROOT}/evaluate.py --model_path {folder} --data {scripts.data} --device {scripts.device} --no-tf32"
+    )
     found = re.search(r"(\d+\.\d+) ?%", scripts.see_through(command.split()))
     (line,) = lines(folder / "history.jsonl")
     assert float(found[1]) == pytest.approx(line["test_acc"], abs=4.2)  # one image of 24
