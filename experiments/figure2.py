@@ -16,7 +16,7 @@ from matplotlib.patches import Arc, Circle, FancyArrowPatch, FancyBboxPatch, Rec
 
 from experiments import common
 from genotypes import CELL_TYPES, EDGE_LIST, PRIMITIVES
-from lib.figures import EDGE_NAMES, SOURCES, STYLES, WIDTH, line_style, list_edges, style_of
+from lib.figures import EDGE_NAMES, SOURCES, WIDTH, line_style, list_edges, style_of
 from lib.report import INK, LINE, MUTED, PAPER, SOFT
 from space import DynamicSpace
 
@@ -113,8 +113,7 @@ def draw() -> Figure:
         figure.add_artist(FancyArrowPatch((x, y), (to_x, to_y), **head))
     figure.text(0.512, 0.525, "every M steps", fontsize=6.8, va="center")
     figure.text(0.328, 0.312, "end", fontsize=6.8, ha="center", va="center")
-    ops = [op for op in STYLES if op in PRIMITIVES]
-    keys = [Line2D([], [], label=style_of(op).label, **line_style(op, scale=1)) for op in ops]
+    keys = [Line2D([], [], label=style_of(op).label, **line_style(op, scale=1)) for op in PRIMITIVES]
     figure.legend(handles=keys, loc="lower center", ncols=len(keys), fontsize=7, handlelength=2.2, columnspacing=1.2)
     return figure
 

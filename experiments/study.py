@@ -129,9 +129,8 @@ def notes(groups: dict[str, list[Cell]], unfinished: int) -> str:
     if RANDOM in samples and len(samples) > 1:
         sizes = [min(len(found) for method, found in samples.items() if method != RANDOM), len(samples[RANDOM])]
         deviation, freedom = common.pooled_deviation(list(samples.values()))
-        text = (
-            f"{sizes[0]} against {sizes[1]} cells tell {common.detectable(sizes, deviation, freedom):.2f} points apart"
-        )
+        least = common.detectable(sizes, deviation, freedom)
+        text = f"{sizes[0]} against {sizes[1]} cells tell {least:.2f} points apart"
         lines.append(f"{text}, with one standard deviation for all but {WIDEST}, {deviation:.2f}")
     lines += sorted({f"* {cell.method}: {cell.fault}" for cell in cells if cell.fault})
     hours = sum(cell.retrain_minutes + (cell.search_minutes or 0) for cell in cells) / 60
@@ -200,7 +199,7 @@ def main(args: argparse.Namespace) -> None:
     if args.pilot:
         print(pilot(args.folder or Path("logs/pilot")))
         return
-    unfinished, out = 0, common.folder_for([args.folder] if args.folder else [], args.out)
+    unfinished, out = 0, args.out or args.folder or common.FOLDER
     if args.folder:
         cells, unfinished = collect(args.folder)
         if not cells:

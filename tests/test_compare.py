@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import search
 from experiments import common, figure1, figure2
@@ -154,7 +153,7 @@ def test_list_prints_commands_that_search_py_takes(work):
     for name, words in lines.items():
         assert words[:3] == ["OMP_NUM_THREADS=1", "bash", "shell/lib/run_once.sh"] and words[4] == "search.py"
         args = found[name] = cli.parse(search.get_parser(), words[5:])
-        search.check(args, torch.device("cpu"))
+        search.check(args)
         assert (args.note, args.seed, args.dataset) == ("a b", int(name[-1]), "fashion_mini")
         assert args.epochs == (240 if "240" in name else 7) and args.rdss_prob == ("random" in name)
     assert found["ddsas-c0-0"].confidence == 0 and found["ddsas-3"].confidence == 1.44
@@ -236,10 +235,15 @@ def text_of(cell: str) -> str:
 
 def make_run(folder: Path, method: str, seed: int, cells: list[str], **more: object) -> Path:
     folder.mkdir(parents=True)
-    info = {"args": {"method": method, "seed": seed}, "commit": "abc", "processor": "a CPU"}
+    info = {
+        "args": {"method": method, "seed": seed, "space_config": "nasbench201"},
+        "commit": "abc",
+        "processor": "a CPU",
+    }
     (folder / "args.json").write_text(json.dumps(info))
     lines = [{"epoch": epoch, "genotype": text_of(cell)} | more for epoch, cell in enumerate(cells)]
     (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "genotype.txt").write_text(text_of(CONVS) + "\n")
     (folder / "timing.jsonl").write_text('{"seconds": 30.0, "cpu_seconds": 24.0}\n' * len(cells))
     return folder
 
@@ -305,14 +309,15 @@ def test_figure1_reads_out_otherwise_and_keeps_probabilities_short(tmp_path):
     probabilities = np.full((6, 5), 0.1)
     probabilities[:, 0], probabilities[:, 4] = 0.5, 0.2
     line = {"probabilities": {"cell": probabilities.tolist()}}
-    run = make_run(tmp_path / "d", "darts", 0, ["000000"], table_acc={"cifar10": 10.0, "cifar100": 1.0}, **line)
-    found, known = figure1.read_run(run)
-    assert (found.other, known, found.method) == ("444444", {"000000": [10.0]}, "darts")
+    found = figure1.read_run(make_run(tmp_path / "d", "darts", 0, ["000000"], **line))
+    assert (found.other, found.method, found.cells) == ("444444", "darts", ["000000"])
     assert found.probabilities == ["50001000100010002000" * 6]
-    found, known = figure1.read_run(
-        make_run(tmp_path / "e", "ddsas", 0, [CONVS], saliency=line["probabilities"], table_acc=9)
-    )
-    assert found.other == "000000" and known == {CONVS: [9]}
+    found = figure1.read_run(make_run(tmp_path / "e", "ddsas", 0, [CONVS], saliency=line["probabilities"]))
+    assert found.other == "000000"
+
+
+def test_a_search_that_draws_its_cells_counts_with_the_last_one(tmp_path):
+    assert figure1.read_run(make_run(tmp_path / "rws-0", "rws", 0, [SKIPS, MIXED])).cells == [CONVS]
 
 
 def test_figure1_without_a_table_shows_how_far_cells_moved(tmp_path, monkeypatch, capsys):
@@ -327,16 +332,12 @@ def test_figure1_refuses_in_one_line(tmp_path):
         draw("--out", tmp_path)
     with pytest.raises(cli.UserError, match="no run folder"):
         draw(tmp_path, "--out", tmp_path)
-    runs = [make_run(tmp_path / name, "darts", 0, [CONVS, SKIPS]) for name in ("x", "y")]
-    with pytest.raises(cli.UserError, match="--out FOLDER is missing"):
-        draw(*runs)
-    with pytest.raises(cli.UserError, match="second run of darts with seed 0"):
-        draw(*runs, "--out", tmp_path)
+    run = make_run(tmp_path / "x", "darts", 0, [CONVS, SKIPS])
     with pytest.raises(cli.UserError, match="no run folder with a finished epoch"):
         draw(make_run(tmp_path / "z", "darts", 1, []))
     (tmp_path / "x/args.json").write_text('{"args": {"seed": 0}}')  # as of retrain.py
     with pytest.raises(cli.UserError, match="not a search in NAS-Bench-201's space"):
-        draw(runs[0], "--out", tmp_path)
+        draw(run, "--out", tmp_path)
 
 
 # ---- the numbers of the main table, once more -----------------------------------------------------------------------
