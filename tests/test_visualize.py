@@ -151,14 +151,6 @@ def test_what_cannot_be_written_is_one_line(dot, tmp_path, monkeypatch, made, ca
     assert not list(tmp_path.glob("*full*"))
 
 
-def test_distance_counts_operations_not_their_order():
-    first = genotypes.DDSAS_cifar10
-    swapped = first._replace(normal=[first.normal[1], first.normal[0], *first.normal[2:]])
-    assert figures.distance(first, swapped) == figures.distance(first, first) == pytest.approx(0)
-    other = first._replace(reduce=[("skip_connect", 1), *first.reduce[1:]])
-    assert figures.distance(first, other) == pytest.approx(1 / 16)
-
-
 def test_kinds_of_runs_are_told_apart(made):
     found = {kind: visualize.load_run(folder) for kind, folder in made.items()}
     kinds = ["DDSAS search", "P-DARTS search", "DARTS search", "Retraining"]
@@ -183,11 +175,6 @@ def test_a_line_that_was_never_finished_is_left_out_and_a_damaged_one_is_named(t
     history.write_text("")
     with pytest.raises(cli.UserError, match="no finished epoch"):
         visualize.load_run(folder)
-
-
-def test_a_loss_that_is_not_a_number_leaves_a_gap(tmp_path):
-    record = visualize.load_run(retrain_run(tmp_path / "run", genotypes.PDARTS, losses=(2, math.nan, None)))
-    assert np.isnan(record.series("train_loss")).tolist() == [False, True, True] and record.last("train_loss") == 2
 
 
 def test_trajectories_end_where_an_operation_is_gone(made):
