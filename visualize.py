@@ -264,24 +264,24 @@ def compare(targets: list[str]) -> list[dict]:
         dataset = "imagenet" if args.get("dataset") == "imagenet" else dataset
         row |= {"run": record.name, "seed": str(args.get("seed")), "found": record.genotype}
         if record.genotypes:
-            row["search"] = f"{record.kind.removesuffix(' search')} {args.get('space_config') or ''}".strip()
+            row["search"] = f"{record.kind.removesuffix(' search')} {args.get('space_config', '')}".strip()
             row |= {"minutes": record.minutes, "memory GB": record.memory_gb, "valid %": record.last("valid_acc")}
             rows.append(row)
         else:
             retrainings.append(row | {"tests": [record.last("best_acc")]})
     for training in retrainings:
-        owners = [row for row in rows if row["found"] and row["found"] == training["found"]]
+        owners = [row for row in rows if row["found"] == training["found"]]
         for row in owners:
             row["tests"] += training["tests"]
         rows += [] if owners else [training]
     known = {str(getattr(genotypes, name)): name for name in genotypes.names()}
     published = len(known)
     for row in rows:
+        found = row["found"]
         row["test %"] = float(np.mean(row["tests"])) if row["tests"] else math.nan
-        if found := row["found"]:
-            row["genotype"] = known.setdefault(str(found), f"cell {len(known) - published + 1}")
-            row["skips"] = genotypes.count_skips(found)
-            _, _, row["params M"], row["madds M"] = measure(found, dataset)
+        row["genotype"] = known.setdefault(str(found), f"cell {len(known) - published + 1}")
+        row["skips"] = genotypes.count_skips(found)
+        _, _, row["params M"], row["madds M"] = measure(found, dataset)
     return rows
 
 
@@ -293,7 +293,7 @@ def comparison_table(rows: list[dict]) -> str:
         if len(row["tests"]) > 1:
             numbers[-1] += f" ± {np.std(row['tests'], ddof=1):.2f} ({len(row['tests'])})"
         texts.append([row[name] for name in TEXTS] + numbers)
-    found = {row["genotype"]: row["found"] for row in rows if row["found"]}
+    found = {row["genotype"]: row["found"] for row in rows}
     return "\n".join([tables.markdown_table(texts), "", *(f"{name} = {genotype}" for name, genotype in found.items())])
 
 

@@ -63,12 +63,11 @@ def collect(folder: Path) -> tuple[list[Cell], int]:
         args = read_json(path / "retrain/args.json")["args"]
         for name in sorted(set(args) - NOT_OF_THE_PROTOCOL):
             if protocol.setdefault(name, args[name]) != args[name]:
-                text = f"{path}: retrained with another --{name} than {finished[0].name}: draw them apart"
-                raise cli.UserError(text)
+                raise cli.UserError(f"{path}: retrained with another --{name} than {finished[0].name}: draw them apart")
         genotype = genotypes.load(str(path / "retrain"))
         with torch.device("meta"):
             network = model.network_for(False, args["init_channels"], 10, args["layers"], False, genotype)
-        params = sum(values.numel() for values in network.parameters()) / 1e6
+        params = model.count_parameters(network) / 1e6
         words = f"{args['dataset']}, {args['init_channels']} channels, {args['layers']} cells, {args['epochs']} epochs"
         words += f" of {100 * args['train_portion']:g} % of the training images"
         accuracy = read_json(path / "retrain/history.jsonl")[-1]["test_acc"]
