@@ -120,9 +120,9 @@ def test_a_small_study_to_its_end(work, pictures):
     )
     arguments = [*small.split(), "--data", pictures, "--out", work.folder / "out"]
     flags = {"SEARCH": "--init_channels 1 --layers 1", "RETRAIN": "--init_channels 2 --layers 3 --train_portion 0.25"}
-    result = work.run("study.sh", *arguments, METHODS="gdas DARTS_V2", **flags)
+    result = work.run("study.sh", *arguments, METHODS="gdas", **flags)
     assert result.returncode == 0, result.stderr
-    assert [rows_of(result.stdout)[name][0] for name in ("gdas", "DARTS_V2")] == ["1", "1"]
+    assert rows_of(result.stdout)["gdas"][0] == "1"
     assert {path.name for path in (work.folder / "out").iterdir()} >= {"study.png", "study.svg", "data"}
 
 
