@@ -30,7 +30,7 @@ import genotypes
 import model
 from genotypes import Genotype
 from lib import cli, data, figures, records, report, run_record, tables
-from lib.figures import CELL_TITLES, EDGES, STYLES, list_edges, style_of, write
+from lib.figures import CELL_TITLES, EDGES, list_edges, style_of, write
 from lib.records import Record
 from lib.report import INK, LINE, MUTED, PAPER, SOFT
 
@@ -89,7 +89,7 @@ def _draw_edge(
 ) -> None:
     """Draw an operation as a box between its source and its node, or the room that it would take (``op`` None)."""
     style, hidden = style_of(op or "none"), {} if op else {"style": "invis"}
-    size = {"width": "0.66", "fixedsize": "true"} if steady and (op is None or op in STYLES) else {}
+    size = {"width": "0.66", "fixedsize": "true"} if steady else {}
     size |= {"height": "0.23", "margin": "0.06,0.02", "penwidth": "1.2", "fontsize": "10.5"} | hidden
     colors = {"color": style.color, "fillcolor": figures.tint(style.color), "fontcolor": "#111111"}
     part.node(box, style.label if op else "", **colors, **size)
@@ -143,43 +143,39 @@ CAPTIONS = {
     "progress": "Distance: cosine distance of the one-hot genotypes of consecutive epochs; 0 is the same architecture.",
     "trajectory": "A panel for each edge: a column for each source, a row for each node; shaded if in the genotype. A"
     " line ends where its operation leaves the space.",
-    "subspace": "Which operations were active when. The stronger the colour, the more of the epoch.",
+    "subspace": "Which operations were active when; grey: not available.",
 }
 
 
 def write_report(folder: str | Path) -> list[Path]:
     """All pictures of a run, in its folder figures/, and its page report.html that holds them. Returns the files."""
-    record, out, files = load_run(folder), Path(folder, "figures"), []
-    args, sections, tested = record.info["args"], [], report.evaluation_section(record.folder)
-    if record.genotype:
-        hint = "To keep it, paste it into genotypes.py under a name."
-        sections.append(report.copyable("Genotype", str(record.genotype), hint))
+    record, out = load_run(folder), Path(folder, "figures")
+    info, args = record.info, record.info["args"]
+    files = draw_cells(record.genotype, out / "cells")
+    sections = [report.copyable("Genotype", str(record.genotype))]
     if record.genotypes:
-        command = run_record.retrain_command(record.info["script"], args, record.folder)
+        command = run_record.retrain_command(info["script"], args, record.folder)
         sections.append(report.copyable("Train it from scratch", command))
-    if record.genotype:
-        files += draw_cells(record.genotype, out / "cells")
-        svg = report.embed_svg(files[0], "The cells") if len(files) > 1 else ""
-        caption = CAPTIONS["cells" if isinstance(record.genotype, Genotype) else "cell"]
-        sections.append(report.section("The cells", svg, caption if svg else NO_DOT))
+    picture = report.embed(files[0].read_bytes(), "svg+xml", "The cells") if len(files) > 1 else ""
+    caption = CAPTIONS["cells" if isinstance(record.genotype, Genotype) else "cell"]
+    sections.append(report.section("The cells", picture, caption if picture else NO_DOT))
     if gif := evolution_gif(record):
         files.append(write(out / "evolution.gif", gif))
-        picture = report.embed(gif, "The cells after each epoch")
-        sections.append(report.section("How the cells evolved", picture, "The best architecture after each epoch."))
+        sections.append(report.section("After each epoch", report.embed(gif, "gif", "The cells after each epoch")))
     for name, title, caption, figure in draw_figures(record):
-        files += figures.save_figure(figure, out / name)
-        sections.append(report.section(title, report.embed_svg(files[-2], title), caption))
-    sections += [tested, report.copyable("Command of this run", record.info["command"])]
-    rows = [[key, str(value)] for key, value in [*sorted(args.items()), *record.info["versions"].items()]]
+        drawn = figures.save_figure(figure, out / name)
+        files += drawn
+        picture = report.embed(drawn[0].read_bytes(), "svg+xml", title)
+        sections.append(report.section(title, picture, caption))
+    sections += [report.evaluation_section(record.folder), report.copyable("Command of this run", info["command"])]
+    rows = sorted(args.items()) + list(info["versions"].items())
     sections.append(report.details("All arguments, and versions", report.table(rows)))
-    page = report.build_page(record, list_facts(record), sections)
-    return [*files, write(record.folder / "report.html", page)]
+    return [*files, write(record.folder / "report.html", report.build_page(record, list_facts(record), sections))]
 
 
 def draw_figures(record: Record) -> Iterator[tuple[str, str, str, Figure]]:
     """(name of the file, title, caption, figure) of everything that matplotlib draws of a run."""
-    search = bool(record.genotypes)
-    name, caption = ("progress", CAPTIONS["progress"]) if search else ("curves", "")
+    name, caption = ("progress", CAPTIONS["progress"]) if record.genotypes else ("curves", "")
     yield name, "Progress", caption, figures.progress_figure(record)
     for cell in record.cells:
         title = f"{record.quantity.capitalize()}, {CELL_TITLES[cell].lower()}"
@@ -197,23 +193,26 @@ def evolution_gif(record: Record) -> bytes | None:
     texts = []
     for line in record.history:
         stage = f"stage {line['stage'] + 1}, " if "stage" in line else ""
-        accuracy = f"   validation {line['valid_acc']:.1f} %" if line.get("valid_acc") is not None else ""
-        texts.append(f"{stage}epoch {line['epoch'] + 1}{accuracy}")
+        texts.append(f"{stage}epoch {line['epoch'] + 1}")
     return report.animate([images[str(genotype)] for genotype in record.genotypes], texts)
 
 
 def list_facts(record: Record) -> Iterator[tuple[str, str]]:
     """(number, what it is) of the tiles at the top of the page."""
-    yield from report.list_results(record)
-    if genotype := record.genotype:
-        known = ("dataset", "image_size") if record.genotypes else ("dataset", "image_size", "init_channels", "layers")
-        network = {key: record.info["args"].get(key) for key in known}
-        channels, layers, parameters, multiply_adds = measure(genotype, **network)
-        unit, cell = ("layers", ", normal cell") if isinstance(genotype, Genotype) else ("cells a stage", "")
-        yield f"{parameters:.2f} M", f"parameters at {channels} channels, {layers} {unit}"
-        yield f"{multiply_adds:.0f} M", "multiply-adds of an image"
-        yield str(genotypes.count_skips(genotype)), f"skip connections{cell}"
-    yield from report.list_costs(record)
+    args, search = record.info["args"], bool(record.genotypes)
+    names = {"valid_acc": "validation accuracy"} if search else {"test_acc": "test accuracy, last"}
+    for key, what in {**names, "best_acc": "test accuracy, best"}.items():
+        if not math.isnan(accuracy := record.last(key)):
+            yield f"{accuracy:.2f} %", what
+    for name in record.parts("table_acc"):
+        yield f"{record.last('table_acc', name):.2f} %", f"looked-up test accuracy on {name}"
+    known = {key: args.get(key) for key in ("dataset", "image_size", *(() if search else ("init_channels", "layers")))}
+    channels, layers, parameters, multiply_adds = measure(record.genotype, **known)
+    yield f"{parameters:.2f} M", f"parameters at {channels} channels, --layers {layers}"
+    yield f"{multiply_adds:.0f} M", "multiply-adds of an image"
+    yield str(genotypes.count_skips(record.genotype)), "skip connections"
+    yield f"{record.minutes:.1f} min", f"{'search' if search else 'training'} time"
+    yield f"{record.memory_gb:.1f} GB", "peak memory"
 
 
 def measure(
@@ -233,8 +232,9 @@ def measure(
     channels, depth = (16, 5) if not isinstance(genotype, Genotype) else (46, 14) if large else (36, 20)
     channels, depth = init_channels or channels, layers or depth
     with torch.device("meta"):
-        classes = info.num_classes or (1000 if large else 10)
-        network = model.network_for(large, channels, classes, depth, False, genotype)
+        network = model.network_for(
+            large, channels, info.num_classes or (1000 if large else 10), depth, False, genotype
+        )
         costs = model.count_parameters(network), model.count_multiply_adds(network, pixels)
     return channels, depth, costs[0] / 1e6, costs[1] / 1e6
 
@@ -264,24 +264,24 @@ def compare(targets: list[str]) -> list[dict]:
         dataset = "imagenet" if args.get("dataset") == "imagenet" else dataset
         row |= {"run": record.name, "seed": str(args.get("seed")), "found": record.genotype}
         if record.genotypes:
-            row["search"] = f"{record.kind.removesuffix(' search')} {args.get('space_config') or ''}".strip()
+            row["search"] = f"{record.kind.removesuffix(' search')} {args.get('space_config', '')}".strip()
             row |= {"minutes": record.minutes, "memory GB": record.memory_gb, "valid %": record.last("valid_acc")}
             rows.append(row)
         else:
             retrainings.append(row | {"tests": [record.last("best_acc")]})
     for training in retrainings:
-        owners = [row for row in rows if row["found"] and row["found"] == training["found"]]
+        owners = [row for row in rows if row["found"] == training["found"]]
         for row in owners:
             row["tests"] += training["tests"]
         rows += [] if owners else [training]
     known = {str(getattr(genotypes, name)): name for name in genotypes.names()}
     published = len(known)
     for row in rows:
+        found = row["found"]
         row["test %"] = float(np.mean(row["tests"])) if row["tests"] else math.nan
-        if found := row["found"]:
-            row["genotype"] = known.setdefault(str(found), f"cell {len(known) - published + 1}")
-            row["skips"] = genotypes.count_skips(found)
-            _, _, row["params M"], row["madds M"] = measure(found, dataset)
+        row["genotype"] = known.setdefault(str(found), f"cell {len(known) - published + 1}")
+        row["skips"] = genotypes.count_skips(found)
+        _, _, row["params M"], row["madds M"] = measure(found, dataset)
     return rows
 
 
@@ -293,7 +293,7 @@ def comparison_table(rows: list[dict]) -> str:
         if len(row["tests"]) > 1:
             numbers[-1] += f" ± {np.std(row['tests'], ddof=1):.2f} ({len(row['tests'])})"
         texts.append([row[name] for name in TEXTS] + numbers)
-    found = {row["genotype"]: row["found"] for row in rows if row["found"]}
+    found = {row["genotype"]: row["found"] for row in rows}
     return "\n".join([tables.markdown_table(texts), "", *(f"{name} = {genotype}" for name, genotype in found.items())])
 
 

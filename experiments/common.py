@@ -114,11 +114,7 @@ def table_of(comparisons: list[Comparison], primary: str) -> str:
         p = corrected.get(one.name, one.p)
         so = "differs" if p < LEVEL else f"not detected; differences below {one.detectable:.2f} could not be"
         row = [one.name + " (primary)" * (one.name == primary), " : ".join(map(str, one.sizes))]
-        row += [
-            f"{one.difference:+.2f}",
-            f"{one.low:+.2f} to {one.high:+.2f}",
-            f"{one.p:.4f}{'' if one.exact else '~'}",
-        ]
+        row += [f"{one.difference:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", f"{one.p:.4f}{'~' * (not one.exact)}"]
         rows.append([*row, f"{p:.4f}" if one.name in corrected else "–", so])
     return tables.markdown_table(rows)
 
@@ -129,32 +125,21 @@ def table_of(comparisons: list[Comparison], primary: str) -> str:
 def write_lines(path: Path, objects: list) -> None:
     """Write dataclass objects, a line of JSON for each, without what they do not know."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = [{name: value for name, value in asdict(one).items() if value is not None} for one in objects]
+    known = [{name: value for name, value in asdict(one).items() if value not in (None, [])} for one in objects]
     write_whole(path, "".join(json.dumps(line) + "\n" for line in known))
 
 
 def read_lines(path: Path, kind: type) -> list:
     """The objects of a dataclass that `write_lines` wrote; UserError if there are none."""
-    try:
-        if found := [kind(**line) for line in read_json(path)]:
-            return found
-    except TypeError as error:
-        raise cli.UserError(f"{path}: not written by this script ({error}): draw it anew from the runs") from None
+    if found := [kind(**line) for line in read_json(path)]:
+        return found
     raise cli.UserError(f"nothing kept in {path}: give the runs it is made from (--help)")
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     """The flag --out."""
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="of figure and data/; default: the folder that is given"
-    )
-
-
-def folder_for(given: list[Path], out: Path | None) -> Path:
-    """Where figure and data are: --out, or the one folder that is given, or figure/ without any."""
-    if out is None and len(given) > 1:
-        raise cli.UserError("--out FOLDER is missing: where the figure and data of several folders are written")
-    return out or (given[0] if given else FOLDER)
+    text = "of figure and data/; default: the folder that is given, or figure/"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
 
 
 def save(draw: Callable[[], Figure], path: Path, small: bool = True) -> None:

@@ -34,6 +34,7 @@ FIRST = "ddsas after one epoch"
 QUANTITIES = ("probabilities", "saliency")  # of operations, in a line of history
 ALL_CONV, CONV = "333333", "3"
 SCALE = 9_999  # they are kept as four digits, 9999 is 1
+AT_THE_END = ("rws", "random")  # methods that name their cell when they have ended, in genotype.txt
 MOST = 64  # random cells of which the expected best is kept
 TRAINING = 1.0  # CPU minutes that training a cell takes (truth.py), which pays for one random cell
 NATS_BENCH = (94.37, 73.51, 47.31)  # its best cell on each data set, by which it is known
@@ -65,9 +66,9 @@ class Values:
     table: str
     datasets: list[str]
     cells: dict[str, list[float]]
-    best: list[float] | None = None  # of all cells
-    noise: list[float] | None = None  # standard deviation among cells of one function
-    spaces: dict[str, dict] | None = None  # "all", "without none": count, mean, std, by_3x3, best_of
+    best: list[float]  # of all cells
+    noise: list[float]  # standard deviation among cells of one function
+    spaces: dict[str, dict]  # "all", "without none": count, mean, std, by_3x3, best_of
 
     def of(self, cells: list[str], dataset: int = 0) -> np.ndarray:
         """The cells' accuracies."""
@@ -106,9 +107,8 @@ def _terms(cell: str, number: dict[int, int]) -> str:
         terms = []
         for source in list(nodes):
             pools, convolution = [f"pool({term})" for term in source], f"conv{cell[edge]}_{number.get(edge)}"
-            terms += {"0": [], "1": source, "4": pools}.get(
-                cell[edge], [f"{convolution}({'+'.join(source)})"][: len(source)]
-            )
+            convolved = [f"{convolution}({'+'.join(source)})"] if source else []
+            terms += {"0": [], "1": source, "4": pools}.get(cell[edge], convolved)
             edge += 1
         nodes.append(sorted(terms))
     return "+".join(nodes[-1])
@@ -117,48 +117,36 @@ def _terms(cell: str, number: dict[int, int]) -> str:
 # ---- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def collect(folders: list[Path], table_file: Path | None) -> tuple[list[Search], Values]:
-    """The searches of the run folders, by method and seed, and what a table, or the searches, say of their cells."""
-    searches, known = {}, {}
-    for path in itertools.chain.from_iterable(map(run_folders, folders)):
-        search, looked_up = read_run(path)
-        if searches.setdefault((search.method, search.seed), search) is not search:
-            raise cli.UserError(f"{path}: a second run of {search.method} with seed {search.seed}: give one of the two")
-        known |= looked_up
-    order = sorted(searches.values(), key=lambda one: (METHODS.index(one.method), one.seed))
-    named = {cell for search in order for cell in [*search.cells, search.other] if cell} | {ALL_CONV}
-    table = tables.load_table(table_file)
-    return order, summarize(table, named) if table else Values("looked up in the search", ["cifar10"], known)
+def read_runs(folders: list[Path]) -> list[Search]:
+    """The searches of run folders, or of folders of them, by method and seed."""
+    files = [file for folder in folders for pattern in ("args.json", "*/args.json") for file in folder.glob(pattern)]
+    if not (searches := [read_run(file.parent) for file in files if read_json(file.with_name("history.jsonl"))]):
+        raise cli.UserError(f"{folders[0]}: no run folder with a finished epoch; expected what search.py made")
+    return sorted(searches, key=lambda one: (METHODS.index(one.method), one.seed))
 
 
-def run_folders(folder: Path) -> list[Path]:
-    """This folder if it is a run with an epoch, else those inside of it; UserError where there is none."""
-    inside = [folder] if (folder / "args.json").is_file() else sorted(folder.glob("*"))
-    if paths := [path for path in inside if (path / "args.json").is_file() and read_json(path / "history.jsonl")]:
-        return paths
-    raise cli.UserError(f"{folder}: no run folder with a finished epoch; expected what search.py made")
-
-
-def read_run(path: Path) -> tuple[Search, dict[str, list[float]]]:
-    """What is kept of a run, and what it looked up itself. A folder named METHOD-SEED says the method."""
+def read_run(path: Path) -> Search:
+    """What is kept of a run. A folder named METHOD-SEED says the method."""
     info, lines, timing = (read_json(path / name) for name in ("args.json", "history.jsonl", "timing.jsonl"))
-    lines = [line for line in lines if line.get("genotype")]  # a random search may name its cell at the end only
-    try:
-        cells, seed = [digits(line["genotype"]) for line in lines], info["args"]["seed"]
-        method = path.name.removesuffix(f"-{seed}")
-        method = method if method in METHODS else info["args"]["method"]
-    except (KeyError, ValueError) as error:
-        raise cli.UserError(f"{path}: not a search in NAS-Bench-201's space ({error})") from None
+    args = info["args"]
+    if args.get("space_config") != "nasbench201":
+        raise cli.UserError(f"{path}: not a search in NAS-Bench-201's space; expected what search.py made")
+    texts = [line["genotype"] for line in lines]
+    if args["method"] in AT_THE_END:
+        texts = [(path / "genotype.txt").read_text().strip()]
+    method = path.name.removesuffix(f"-{args['seed']}")
     arrays = {name: [np.array(line[name]["cell"]) for line in lines if name in line] for name in QUANTITIES}
     cpu = sum(line.get("cpu_seconds", 0) for line in timing) / 60
-    search = Search(
-        *(method, seed, round(sum(line["seconds"] for line in timing) / 60, 2), cells, round(cpu, 2) or None),
-        read_out_otherwise(arrays, info["args"]["method"]),
-        *(info.get(name) for name in ("commit", "processor", "versions")),
-        *(["".join(f"{round(x * SCALE):04}" for x in a.flat) for a in arrays[name]] or None for name in QUANTITIES),
+    return Search(
+        method=method if method in METHODS else args["method"],
+        seed=args["seed"],
+        minutes=round(sum(line["seconds"] for line in timing) / 60, 2),
+        cells=[digits(text) for text in texts],
+        cpu_minutes=round(cpu, 2) or None,
+        other=read_out_otherwise(arrays, args["method"]),
+        **{name: info.get(name) for name in ("commit", "processor", "versions")},
+        **{name: ["".join(f"{round(x * SCALE):04}" for x in a.flat) for a in arrays[name]] for name in QUANTITIES},
     )
-    known = {cell: line["table_acc"] for cell, line in zip(cells, lines, strict=True) if line.get("table_acc")}
-    return search, {cell: [acc["cifar10"] if isinstance(acc, dict) else acc] for cell, acc in known.items()}
 
 
 def read_out_otherwise(arrays: dict[str, list[np.ndarray]], method: str) -> str | None:
@@ -224,16 +212,15 @@ def table_of_results(groups: dict[str, list[Search]], values: Values) -> str:
         numbers = [f"{a.mean():.2f}" + (f" ± {a.std(ddof=1):.2f}" if len(a) > 1 else "") for a in found]
         row = [name, str(len(cells)), str(len(set(map(function_of, cells)))), *numbers]
         row += [f"{found[0].min():.2f} to {found[0].max():.2f}", f"{np.mean([c.count(CONV) for c in cells]):.1f}"]
-        row.append(f"{values.same_convolutions(cells)[:, 0].mean():.2f}" if values.spaces else "–")
+        row.append(f"{values.same_convolutions(cells)[:, 0].mean():.2f}")
         rows.append([*row, f"{cost(groups[name]):.1f}" if name in groups else "–"])
-    if values.spaces:
-        references = {"nor_conv_3x3 on every edge": [f"{number:.2f}" for number in values.cells[ALL_CONV]]}
-        for name, space in values.spaces.items():
-            spread = [f"{m:.2f} ± {s:.2f}" for m, s in zip(space["mean"], space["std"], strict=True)]
-            references[f"{name} ({space['count']:,.0f} cells)"] = spread
-        references["the best on each"] = [f"{number:.2f}" for number in values.best]
-        references["noise: cells of one function"] = [f"± {number:.2f}" for number in values.noise]
-        rows += [[name, "–", "–", *numbers, *"––––"] for name, numbers in references.items()]
+    references = {"nor_conv_3x3 on every edge": [f"{number:.2f}" for number in values.cells[ALL_CONV]]}
+    for name, space in values.spaces.items():
+        spread = [f"{m:.2f} ± {s:.2f}" for m, s in zip(space["mean"], space["std"], strict=True)]
+        references[f"{name} ({space['count']:,.0f} cells)"] = spread
+    references["the best on each"] = [f"{number:.2f}" for number in values.best]
+    references["noise: cells of one function"] = [f"± {number:.2f}" for number in values.noise]
+    rows += [[name, "–", "–", *numbers, *"––––"] for name, numbers in references.items()]
     return tables.markdown_table(rows)
 
 
@@ -244,10 +231,9 @@ def hypotheses(groups: dict[str, list[Search]], values: Values) -> list:
     rivals = [name for name in [*TESTED, OTHER["darts"], OTHER["gdas"]] if len(cells.get(name, [])) > 1]
     found = [compare(f"ddsas – {name}", ddsas, values.of(cells[name])) for name in rivals]
     found.append(compare("ddsas – itself after one epoch", ddsas - values.of(cells[FIRST])))
-    if values.spaces:
-        found.append(compare("ddsas – nor_conv_3x3 on every edge", ddsas - values.of([ALL_CONV])))
-        found.append(compare("ddsas – as many 3x3 at random", ddsas - values.same_convolutions(cells["ddsas"])[:, 0]))
-        found.append(compare("ddsas – random without `none`", ddsas - values.spaces["without none"]["mean"][0]))
+    found.append(compare("ddsas – nor_conv_3x3 on every edge", ddsas - values.of([ALL_CONV])))
+    found.append(compare("ddsas – as many 3x3 at random", ddsas - values.same_convolutions(cells["ddsas"])[:, 0]))
+    found.append(compare("ddsas – random without `none`", ddsas - values.spaces["without none"]["mean"][0]))
     return found
 
 
@@ -257,10 +243,9 @@ def report(groups: dict[str, list[Search]], values: Values) -> str:
     if len(groups.get("ddsas", [])) > 1:
         text.append(f"{values.datasets[0]}:\n\n{common.table_of(hypotheses(groups, values), PRIMARY)}")
         text.append(common.NOTES)
-    if values.spaces:
-        best_of = values.spaces["without none"]["best_of"]
-        bests = ", ".join(f"{best_of[count - 1]:.2f} of {count}" for count in (4, 8, 16))
-        text.append(f"the best of random cells without `none`, on average, which only the table tells: {bests}")
+    best_of = values.spaces["without none"]["best_of"]
+    bests = ", ".join(f"{best_of[count - 1]:.2f} of {count}" for count in (4, 8, 16))
+    text.append(f"the best of random cells without `none`, on average, which only the table tells: {bests}")
     searches = [search for group in groups.values() for search in group]
     hours = sum(search.cpu_minutes or search.minutes for search in searches) / 60
     commits = ", ".join(sorted({search.commit or "not kept" for search in searches}))
@@ -270,10 +255,10 @@ def report(groups: dict[str, list[Search]], values: Values) -> str:
 # ---- the figure -----------------------------------------------------------------------------------------------------
 
 
-def draw(groups: dict[str, list[Search]], values: Values) -> Figure:
-    """For one column of a paper: (a) over the epochs, (b) over CPU minutes where the best cell is known."""
-    figure = Figure((3.3, 4.3 if values.best else 2.2), layout="constrained")
-    axes = figure.subplots(1 + bool(values.best), 1, squeeze=False)[:, 0]
+def draw(groups: dict[str, list[Search]], values: Values | None) -> Figure:
+    """For one column of a paper: (a) over the epochs, (b) over CPU minutes where there is a table."""
+    figure = Figure((3.3, 4.3 if values else 2.2), layout="constrained")
+    axes = figure.subplots(1 + bool(values), 1, squeeze=False)[:, 0]
     axes[0].set(xlabel="epoch", ylabel="edges changed, summed up", title="(a) How far the cell moved")
     for method in COLORS:
         searches = groups.get(method, [])
@@ -281,10 +266,10 @@ def draw(groups: dict[str, list[Search]], values: Values) -> Figure:
         epochs = np.arange(1, length + 1)
         if length > 1:
             draw_lines(axes[0], epochs, np.array([changes(search.cells[:length]) for search in searches]), method)
-        if length and values.best:
+        if length and values:
             regrets = values.best[0] - np.array([values.of(search.cells[:length]) for search in searches])
             draw_lines(axes[1], epochs / length * cost(searches), regrets.clip(0.05), method)  # has a logarithm
-    if values.best:
+    if values:
         title = f"(b) Distance to the best cell, {values.datasets[0].upper().replace('CIFAR', 'CIFAR-')}"
         axes[1].set(xlabel="CPU minutes", ylabel="simple regret (points)", title=title, yscale="log", xlim=(0, None))
         draw_references(axes[1], values)
@@ -305,13 +290,8 @@ def draw_lines(axis, x: np.ndarray, values: np.ndarray, method: str) -> None:
     """A thin line for each seed (a row of values), a thick one for their median."""
     dashes = ["-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1))][list(COLORS).index(method) % 5]
     axis.plot(x, values.T, color=COLORS[method], linewidth=0.4, alpha=0.4)
-    style = {
-        "linewidth": 1.5,
-        "linestyle": dashes,
-        "marker": "o" * (len(x) == 1),
-        "label": f"{method} ({len(values)} seeds)",
-    }
-    axis.plot(x, np.median(values, 0), color=COLORS[method], **style)
+    style = {"linewidth": 1.5, "linestyle": dashes, "marker": "o" * (len(x) == 1)}
+    axis.plot(x, np.median(values, 0), color=COLORS[method], label=f"{method} ({len(values)} seeds)", **style)
 
 
 def draw_references(axis, values: Values) -> None:
@@ -330,14 +310,16 @@ def draw_references(axis, values: Values) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Keep what the runs tell if some are given, print the tables, draw the figure."""
-    data = (out := common.folder_for(args.runs, args.out)) / "data"
+    out = args.out or (args.runs or [common.FOLDER])[0]
+    kept, looked_up = out / "data/figure1.jsonl", out / "data/nasbench201.jsonl"
     if args.runs:
-        searches, values = collect(args.runs, args.table)
-        common.write_lines(data / "figure1.jsonl", searches)
-        common.write_lines(data / "nasbench201.jsonl", [values])
-    groups = by_method(common.read_lines(data / "figure1.jsonl", Search))
-    (values,) = common.read_lines(data / "nasbench201.jsonl", Values)
-    print(report(groups, values) if values.cells else tables.NO_TABLE)
+        common.write_lines(kept, searches := read_runs(args.runs))
+        named = {cell for search in searches for cell in [*search.cells, search.other] if cell} | {ALL_CONV}
+        table = tables.load_table(args.table)
+        common.write_lines(looked_up, [summarize(table, named)] if table else [])
+    groups = by_method(common.read_lines(kept, Search))
+    values = Values(**found[0]) if (found := read_json(looked_up)) else None
+    print(report(groups, values) if values else tables.NO_TABLE)
     common.save(lambda: draw(groups, values), out / "figure1")
 
 

@@ -16,11 +16,19 @@ from matplotlib.patches import Arc, Circle, FancyArrowPatch, FancyBboxPatch, Rec
 
 from experiments import common
 from genotypes import CELL_TYPES, EDGE_LIST, PRIMITIVES
-from lib.figures import EDGE_NAMES, SOURCES, STYLES, WIDTH, line_style, list_edges, style_of
+from lib.figures import EDGE_NAMES, SOURCES, WIDTH, line_style, list_edges, style_of
 from lib.report import INK, LINE, MUTED, PAPER, SOFT
 from space import DynamicSpace
 
 HEIGHT = 6.5  # inches
+ARROWS = [  # between the panels, from 1 to 6, and from 5 back to 2
+    ((0.302, 0.77), (0.354, 0.77)),
+    ((0.646, 0.77), (0.698, 0.77)),
+    ((0.844, 0.545), (0.844, 0.505)),
+    ((0.698, 0.29), (0.646, 0.29)),
+    ((0.354, 0.29), (0.302, 0.29)),
+    ((0.5, 0.505), (0.5, 0.545)),
+]
 LEFT, BOTTOM = (0.012, 0.356, 0.700), (0.545, 0.06)  # of the panels' columns and rows, in shares of the figure
 
 
@@ -101,20 +109,12 @@ def draw() -> Figure:
     text = "the two edges of highest saliency\nat each node, with their best operation"
     draw_arcs(add_panel(figure, 0, 1, "6  Genotype", text), list_edges(space.genotype())["normal"])
 
-    for x, y, to_x, to_y in (
-        (0.302, 0.77, 0.354, 0.77),
-        (0.646, 0.77, 0.698, 0.77),
-        (0.844, 0.545, 0.844, 0.505),
-        (0.698, 0.29, 0.646, 0.29),
-        (0.5, 0.505, 0.5, 0.545),
-        (0.354, 0.29, 0.302, 0.29),
-    ):
-        head = {"arrowstyle": "-|>", "mutation_scale": 10, "color": INK, "linewidth": 1.3}
-        figure.add_artist(FancyArrowPatch((x, y), (to_x, to_y), **head))
+    head = {"arrowstyle": "-|>", "mutation_scale": 10, "color": INK, "linewidth": 1.3}
+    for start, end in ARROWS:
+        figure.add_artist(FancyArrowPatch(start, end, **head))
     figure.text(0.512, 0.525, "every M steps", fontsize=6.8, va="center")
     figure.text(0.328, 0.312, "end", fontsize=6.8, ha="center", va="center")
-    ops = [op for op in STYLES if op in PRIMITIVES]
-    keys = [Line2D([], [], label=style_of(op).label, **line_style(op, scale=1)) for op in ops]
+    keys = [Line2D([], [], label=style_of(op).label, **line_style(op, scale=1)) for op in PRIMITIVES]
     figure.legend(handles=keys, loc="lower center", ncols=len(keys), fontsize=7, handlelength=2.2, columnspacing=1.2)
     return figure
 

@@ -63,12 +63,11 @@ def collect(folder: Path) -> tuple[list[Cell], int]:
         args = read_json(path / "retrain/args.json")["args"]
         for name in sorted(set(args) - NOT_OF_THE_PROTOCOL):
             if protocol.setdefault(name, args[name]) != args[name]:
-                text = f"{path}: retrained with another --{name} than {finished[0].name}: draw them apart"
-                raise cli.UserError(text)
+                raise cli.UserError(f"{path}: retrained with another --{name} than {finished[0].name}: draw them apart")
         genotype = genotypes.load(str(path / "retrain"))
         with torch.device("meta"):
             network = model.network_for(False, args["init_channels"], 10, args["layers"], False, genotype)
-        params = sum(values.numel() for values in network.parameters()) / 1e6
+        params = model.count_parameters(network) / 1e6
         words = f"{args['dataset']}, {args['init_channels']} channels, {args['layers']} cells, {args['epochs']} epochs"
         words += f" of {100 * args['train_portion']:g} % of the training images"
         accuracy = read_json(path / "retrain/history.jsonl")[-1]["test_acc"]
@@ -129,9 +128,8 @@ def notes(groups: dict[str, list[Cell]], unfinished: int) -> str:
     if RANDOM in samples and len(samples) > 1:
         sizes = [min(len(found) for method, found in samples.items() if method != RANDOM), len(samples[RANDOM])]
         deviation, freedom = common.pooled_deviation(list(samples.values()))
-        text = (
-            f"{sizes[0]} against {sizes[1]} cells tell {common.detectable(sizes, deviation, freedom):.2f} points apart"
-        )
+        least = common.detectable(sizes, deviation, freedom)
+        text = f"{sizes[0]} against {sizes[1]} cells tell {least:.2f} points apart"
         lines.append(f"{text}, with one standard deviation for all but {WIDEST}, {deviation:.2f}")
     lines += sorted({f"* {cell.method}: {cell.fault}" for cell in cells if cell.fault})
     hours = sum(cell.retrain_minutes + (cell.search_minutes or 0) for cell in cells) / 60
@@ -200,7 +198,7 @@ def main(args: argparse.Namespace) -> None:
     if args.pilot:
         print(pilot(args.folder or Path("logs/pilot")))
         return
-    unfinished, out = 0, common.folder_for([args.folder] if args.folder else [], args.out)
+    unfinished, out = 0, args.out or args.folder or common.FOLDER
     if args.folder:
         cells, unfinished = collect(args.folder)
         if not cells:

@@ -91,10 +91,10 @@ def main(args: argparse.Namespace) -> None:
         for name, text in cells_to_train(table, args.parts, searches).items():
             print(name, text)
         return
-    data = common.folder_for([args.folder] if args.folder else [], args.out) / "data"
+    kept = (args.out or args.folder or common.FOLDER) / "data/truth.jsonl"
     if args.folder:
-        common.write_lines(data / "truth.jsonl", collect(args.folder))
-    print(report(common.read_lines(data / "truth.jsonl", Trained), figure1.by_method(searches)))
+        common.write_lines(kept, collect(args.folder))
+    print(report(common.read_lines(kept, Trained), figure1.by_method(searches)))
 
 
 def get_parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -23,25 +24,25 @@ from lib.report import BLUE, INK, LINE, MUTED, PAPER, SOFT
 
 # ---- one style for all figures --------------------------------------------------------------------------------------
 # The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Each kind of operation has a colour
-# and a line of its own, and 5x5 kernels have thicker lines than 3x3 ones, so figures survive printing in grey.
+# and a line of its own, and larger kernels have thicker lines, so figures survive printing in grey.
 
-Style = namedtuple("Style", "label kind color line dashes width")  # line in Graphviz and dashes in matplotlib; points
-STYLES = {
-    "none": Style("none", "none", "#999999", "dotted", (0, (1, 2)), 1.0),
-    "skip_connect": Style("skip", "skip connection", "#009e73", "solid", (0, (6, 1, 1, 1)), 1.3),
-    "sep_conv_3x3": Style("sep 3×3", "separable conv", "#0072b2", "solid", "-", 1.3),
-    "sep_conv_5x5": Style("sep 5×5", "separable conv", "#0072b2", "solid", "-", 2.3),
-    "dil_conv_3x3": Style("dil 3×3", "dilated conv", "#cc79a7", "dashed", (0, (4, 1.5)), 1.3),
-    "dil_conv_5x5": Style("dil 5×5", "dilated conv", "#cc79a7", "dashed", (0, (4, 1.5)), 2.3),
-    "sep_conv_7x7": Style("sep 7×7", "separable conv", "#0072b2", "solid", "-", 3.3),
-    "dil_conv_7x7": Style("dil 7×7", "dilated conv", "#cc79a7", "dashed", (0, (4, 1.5)), 3.3),
-    "max_pool_3x3": Style("max 3×3", "max pool", "#d55e00", "dotted", (0, (1, 1)), 1.5),
-    "avg_pool_3x3": Style("avg 3×3", "average pool", "#e69f00", "dotted", (0, (3, 1, 1, 1)), 1.5),
-    "max_pool_5x5": Style("max 5×5", "max pool", "#d55e00", "dotted", (0, (1, 1)), 2.5),
-    "avg_pool_5x5": Style("avg 5×5", "average pool", "#e69f00", "dotted", (0, (3, 1, 1, 1)), 2.5),
-    "conv_7x1_1x7": Style("7×1, 1×7", "convolution", "#56b4e9", "solid", (0, (8, 1)), 2.5),
-    "nor_conv_1x1": Style("conv 1×1", "convolution", "#56b4e9", "solid", (0, (8, 1)), 1.0),  # NAS-Bench-201
-    "nor_conv_3x3": Style("conv 3×3", "convolution", "#56b4e9", "solid", (0, (8, 1)), 1.7),
+Style = namedtuple("Style", "label color line dashes width")  # line in Graphviz and dashes in matplotlib; points
+KINDS = {
+    "none": ("#999999", "dotted", (0, (1, 2))),
+    "skip_connect": ("#009e73", "solid", (0, (6, 1, 1, 1))),
+    "sep_conv": ("#0072b2", "solid", "-"),
+    "dil_conv": ("#cc79a7", "dashed", (0, (4, 1.5))),
+    "max_pool": ("#d55e00", "dotted", (0, (1, 1))),
+    "avg_pool": ("#e69f00", "dotted", (0, (3, 1, 1, 1))),
+    "nor_conv": ("#56b4e9", "solid", (0, (8, 1))),
+    "conv_7x1": ("#56b4e9", "solid", (0, (8, 1))),
+}
+LABELS = {
+    "none": "none",
+    "skip_connect": "skip",
+    "conv_7x1_1x7": "7×1, 1×7",
+    "nor_conv_1x1": "conv 1×1",
+    "nor_conv_3x3": "conv 3×3",
 }
 CURVES = [(BLUE, "-"), ("#d55e00", "--"), ("#009e73", "-.")]  # colour and line of a panel's curves, in their order
 FONTS = ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"]
@@ -54,6 +55,7 @@ RC = (
     | {"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False}
     | {"svg.fonttype": "none", "svg.hashsalt": "figure"}  # text stays text; the same figure is the same file
 )
+HEAT = colormaps["viridis"].with_extremes(bad=LINE)  # grey: gone
 WIDTH = 7.2  # inches of a page column
 CELL_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell", "cell": "Cell"}
 SOURCES = ("$c_{k{-}2}$", "$c_{k{-}1}$", "0", "1", "2", "3")  # of DARTS' cells: the two inputs, then the nodes
@@ -66,8 +68,12 @@ EDGE_NAMES = {
 
 
 def style_of(op: str) -> Style:
-    """The style of an operation; one that STYLES does not list is drawn dark and dash-dotted under its own name."""
-    return STYLES.get(op) or Style(op, op, INK, "dashed", (0, (5, 1, 1, 1, 1, 1)), 1.3)
+    """The style of an operation; one of no kind that KINDS knows is drawn dark and dash-dotted under its own name."""
+    kind, _, kernel = op.rpartition("_")
+    if not (look := KINDS.get(op) or KINDS.get(kind)):
+        return Style(op, INK, "dashed", (0, (5, 1, 1, 1, 1, 1)), 1.3)
+    label = LABELS.get(op) or f"{kind[:3]} {kernel.replace('x', '×')}"
+    return Style(label, *look, {"1": 0.8, "5": 2.3, "7": 3.3}.get(op[-1], 1.3))
 
 
 def line_style(op: str, scale: float = 0.8) -> dict:
@@ -130,40 +136,33 @@ def save_figure(figure: Figure, path: str | Path) -> list[Path]:
 def progress_figure(record: Record) -> Figure:
     """What is known of each epoch: accuracy and loss; of a search also how its architecture moved."""
     parts = {"train": "train", "validation": "valid", "test": "test"}
-    panels = [
-        (title, {name: record.series(f"{part}_{key}") for name, part in parts.items()})
-        for key, title in (("acc", "Accuracy (%)"), ("loss", "Loss"))
-    ]
     moved = np.array([math.nan, *map(distance, record.genotypes, record.genotypes[1:])])
-    panels.append(("Distance to the architecture one epoch before", {"": moved}))
-    entropy = {CELL_TITLES[cell].lower(): record.series("alpha_entropy", cell) for cell in record.cells}
-    panels.append(("Entropy of alpha", entropy))
-    for key, title in (("acc", "Looked-up test accuracy (%)"), ("rank", "Rank among all architectures")):
-        panels.append((title, {name: record.series(f"table_{key}", name) for name in record.parts(f"table_{key}")}))
-    panels = [(title, curves) for title, curves in panels if any(np.isfinite(y).any() for y in curves.values())]
+    panels = {
+        "Accuracy (%)": {name: record.series(f"{part}_acc") for name, part in parts.items()},
+        "Loss": {name: record.series(f"{part}_loss") for name, part in parts.items()},
+        "Distance to the architecture one epoch before": {"": moved},
+        "Entropy of alpha": {CELL_TITLES[c]: record.series("alpha_entropy", c) for c in record.cells},
+        "Looked-up test accuracy (%)": {name: record.series("table_acc", name) for name in record.parts("table_acc")},
+        "Rank among all architectures": {"": record.series("table_rank")},
+    }
+    for title, curves in panels.items():
+        panels[title] = {name: values for name, values in curves.items() if np.isfinite(values).any()}
+    panels = {title: curves for title, curves in panels.items() if curves}
     rows = max(1, math.ceil(len(panels) / 2))
     figure = Figure((WIDTH, 0.3 + 2.1 * rows), layout="constrained")
-    for axis, panel in zip(figure.subplots(rows, 2, squeeze=False).flat, [*panels, None], strict=False):
-        axis.set_visible(panel is not None)
-        if panel:
-            _draw_progress(axis, record, *panel)
+    for number, (title, curves) in enumerate(panels.items(), start=1):
+        axis = figure.add_subplot(rows, 2, number)
+        for (name, values), (color, dashes) in zip(curves.items(), CURVES, strict=False):
+            marker = "o" if len(values) < 16 else ""
+            style = {"color": color, "linestyle": dashes, "marker": marker, "markersize": 3}
+            axis.plot(*_break_at_stages(record, values), label=name, **style)
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("epoch")
+        axis.ticklabel_format(axis="y", useOffset=False)
+        _mark_epochs(axis, record)
+        if "" not in curves:
+            axis.legend(handlelength=2.4)
     return figure
-
-
-def _draw_progress(axis: Axes, record: Record, title: str, curves: dict[str, np.ndarray]) -> None:
-    """A panel with curves over the epochs; a run of few epochs shows its points too."""
-    curves = {name: values for name, values in curves.items() if np.isfinite(values).any()}
-    for (name, values), (color, dashes) in zip(curves.items(), CURVES, strict=False):
-        marker = {"marker": "o", "markersize": 3} if np.isfinite(values).sum() < 16 else {}
-        axis.plot(*_break_at_stages(record, values), color=color, linestyle=dashes, label=name, **marker)
-    axis.set_title(title, loc="left")
-    axis.set_xlabel("epoch")
-    axis.ticklabel_format(axis="y", useOffset=False)
-    margin = max(0.5, 0.02 * len(record.history))
-    axis.set_xlim(1 - margin, len(record.history) + margin)
-    _mark_epochs(axis, record)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="best", handlelength=2.4)
 
 
 def _break_at_stages(record: Record, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,44 +206,28 @@ def trajectory_figure(record: Record, cell: str) -> Figure:
 
 
 def subspace_figure(record: Record) -> Figure:
-    """Which operations were active when, on each edge of the cells; grey where an operation is not available."""
-    heights = [len(EDGES[cell]) * (1 + len(records.operations(record.history[0]))) for cell in record.cells]
+    """Which operations were active when: epochs to the right, the operations of an edge below each other."""
+    ops = records.operations(record.history[0])
+    heights = [len(EDGES[cell]) * len(ops) for cell in record.cells]
     figure = Figure((WIDTH, 1.0 + 0.06 * max(heights)), layout="constrained")
-    for axis, cell in zip(figure.subplots(1, len(record.cells), squeeze=False)[0], record.cells, strict=True):
-        shares, ops = records.subspace(record, cell)
-        rows, chosen = len(ops) + 1, dict(list_edges(record.genotype)[cell])
-        extent = (0.5, len(shares) + 0.5, rows * len(EDGES[cell]), 0)
-        axis.imshow(_color_rows(shares, ops), extent=extent, aspect="auto", interpolation="nearest")
-        axis.set_yticks([rows * (i + 0.45) for i in range(len(EDGES[cell]))], EDGE_NAMES[cell])
-        for index, (edge, label) in enumerate(zip(EDGES[cell], axis.get_yticklabels(), strict=True)):
-            if op := chosen.get(edge):
-                label.set(color=INK, fontweight="bold")
-                place = {"transform": axis.get_yaxis_transform(), "clip_on": False}
-                place |= {"color": style_of(op).color, "markersize": 5}
-                axis.plot(1.02, rows * index + ops.index(op) + 0.5, "<", **place)
-        axis.tick_params(axis="y", length=0)
+    axes = figure.subplots(1, len(record.cells), squeeze=False)[0]
+    for axis, cell in zip(axes, record.cells, strict=True):
+        shares, _ = records.subspace(record, cell)
+        extent = (0.5, len(shares) + 0.5, len(EDGES[cell]), 0)
+        rows = shares.reshape(len(shares), -1).T
+        picture = axis.imshow(rows, extent=extent, aspect="auto", interpolation="nearest", cmap=HEAT, vmin=0, vmax=1)
+        axis.set_yticks(np.arange(len(EDGES[cell])) + 0.5, EDGE_NAMES[cell])
+        axis.set_yticks(range(len(EDGES[cell])), minor=True)
         axis.grid(False)
-        axis.spines[["left", "bottom"]].set_visible(False)
+        axis.grid(axis="y", which="minor", color=PAPER, linewidth=1.5)
+        axis.tick_params(axis="y", which="both", length=0)
         _mark_epochs(axis, record)
         axis.set_title(CELL_TITLES[cell], loc="left")
         axis.set_xlabel("epoch")
-    keys = [Patch(facecolor=style_of(op).color, label=style_of(op).label) for op in ops]
-    keys.append(Patch(facecolor=MUTED, alpha=0.22, label="not available"))
-    keys.append(Line2D([], [], color=MUTED, marker="<", linestyle="none", markersize=5, label="in the genotype"))
-    figure.legend(handles=keys, loc="outside upper center", ncols=5, title="rows of an edge, top to bottom")
+    figure.colorbar(picture, ax=axes, shrink=0.5, label="share of the epoch")
+    names = ", ".join(style_of(op).label for op in ops)
+    figure.suptitle(f"rows of an edge, top to bottom: {names}", fontsize=8, color=MUTED)
     return figure
-
-
-def _color_rows(shares: np.ndarray, ops: list[str]) -> np.ndarray:
-    """An RGBA picture, epochs to the right: a row for each operation of each edge, an empty one after each edge."""
-    epochs, edges, _ = shares.shape
-    picture = np.zeros((edges, len(ops) + 1, 5, epochs, 4))  # a row: 4 pixels, 1 transparent
-    for index, op in enumerate(ops):
-        share = shares[:, :, index].T[:, None]
-        gone = np.isnan(share)
-        picture[:, index, :4, :, :3] = np.where(gone[..., None], to_rgb(MUTED), to_rgb(style_of(op).color))
-        picture[:, index, :4, :, 3] = np.where(gone, 0.22, share)
-    return picture.reshape(-1, epochs, 4)
 
 
 def heat_figure(line: dict, key: str) -> Figure:
@@ -255,12 +238,10 @@ def heat_figure(line: dict, key: str) -> Figure:
     axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     highest = max(np.nanmax(table) for table in tables.values()) or 1
     for axis, (cell, table) in zip(axes, tables.items(), strict=True):
-        picture = axis.imshow(table, vmin=0, vmax=highest, cmap="viridis", aspect="auto")
+        picture = axis.imshow(table, vmin=0, vmax=highest, cmap=HEAT, aspect="auto")
         axis.set_title(CELL_TITLES[cell], loc="left")
         axis.set_xticks(range(len(ops)), [style_of(op).label for op in ops], rotation=45, ha="right")
-        axis.tick_params(length=0)
         axis.grid(False)
-        axis.spines[:].set_visible(False)
     axes[0].set_yticks(range(len(EDGE_NAMES[cell])), EDGE_NAMES[cell])
-    figure.colorbar(picture, ax=axes, shrink=0.9).outline.set_visible(False)
+    figure.colorbar(picture, ax=axes, shrink=0.9)
     return figure

