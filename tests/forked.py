@@ -24,6 +24,8 @@ for line in sys.stdin.read().splitlines():
         if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
             sys.exit(f"exit code {code}: {line}")
         continue
+    import visualize
+    visualize.epoch_pictures = lambda line: {}  # TensorBoard's figures take longer than a tiny epoch
     sys.argv = shlex.split(line)
     runpy.run_path(sys.argv[0], run_name="__main__")
     break

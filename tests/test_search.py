@@ -21,7 +21,7 @@ from lib import cli, distributed, runs
 from methods import CELLS, METHODS
 
 TINY = (
-    "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1 --quiet"
+    "--dataset folder --image_size 8 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1 --quiet"
 )
 
 
