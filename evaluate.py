@@ -58,6 +58,7 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     if args.count:
         return count(args)
     device = utils.choose_device(args)
+    utils.allow_tf32(args.tf32)
     name_checkpoint(args)
     checkpoint, network = load_network(args)
     dataset, image_size = tested_on(args, checkpoint, network)

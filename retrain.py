@@ -39,6 +39,7 @@ def main(args: argparse.Namespace) -> Path:
     run = Run(args, "retrain.py", f"retrain-{args.dataset}", may_change=["epochs"], check=check_longer)
     genotype = load_genotype(args, run)
     utils.set_seed(args.seed)
+    utils.allow_tf32(args.tf32)
     train, test, info = data.train_data(**cli.data_arguments(args, device))
     if args.train_portion < 1:
         train = part_of(train, args.train_portion)

@@ -43,6 +43,7 @@ def main(args: argparse.Namespace) -> Path:
     run = Run(args, "search.py", name, may_change=["epochs"], check=check_longer)
     check(args)
     utils.set_seed(args.seed)
+    utils.allow_tf32(args.tf32)
     space = genotypes.SPACES[args.space_config]
     space = space.scale(args.epochs) if args.scale_space else space
     table = tables.load_table(args.table) if space.cells == "nasbench201" else None

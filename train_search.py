@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> Path:
     run = Run(args, "train_search.py", "search", STAGES)
     check(args)
     utils.set_seed(args.seed)
+    utils.allow_tf32(args.tf32)
     train, valid, info = data.search_data(**cli.data_arguments(args, device), train_portion=args.train_portion)
     stem = utils.stem_for(info, args.dataset, args.init_channels)
     candidates: Candidates = run.saved.get("candidates") or {cell: [list(PRIMITIVES)] * EDGES for cell in CELL_TYPES}

@@ -23,8 +23,7 @@ from lib.distributed import average_gradients, is_main, reduce_sum, start_distri
 def choose_device(args: argparse.Namespace) -> torch.device:
     """The device that --device and --gpu name; under torchrun every process takes the GPU of its local rank.
 
-    --device cpu counts more than --gpu, so that it can be put behind any command. UserError if it cannot be used. A GPU
-    computes float32 as TF32 where --tf32 says so, and cuDNN keeps the fastest algorithm of each new shape.
+    --device cpu counts more than --gpu, so that it can be put behind any command. UserError if it cannot be used.
     """
     name = args.device if args.gpu is None or args.device == "cpu" else f"cuda:{args.gpu}"
     if name == "auto":
@@ -42,10 +41,14 @@ def choose_device(args: argparse.Namespace) -> torch.device:
         raise UserError("--amp needs a CUDA device: on the CPU leave it out")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
     start_distributed(device)
     return device
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether a GPU computes float32 as TF32 (--tf32); cuDNN keeps the fastest algorithm of each new shape."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def set_seed(seed: int) -> None:

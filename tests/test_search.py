@@ -20,9 +20,7 @@ from genotypes import CELL_TYPES
 from lib import cli, distributed, runs
 from methods import CELLS, METHODS
 
-TINY = (
-    "--dataset folder --image_size 8 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1 --quiet"
-)
+TINY = "--dataset folder --image_size 8 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1 --quiet"
 
 
 SMALL_SPACE = "--space_config nasbench201 --layers 1"
@@ -187,7 +185,7 @@ def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method,
     """Interrupted in the middle of its second epoch and resumed, a run ends with the bytes of one that was not."""
     if "nasbench201" in space and "ddsas" not in method:
         space = space.replace(" --dss_max_ops 8", "")
-    flags = f"{method} --space_config {space} --epochs 2 --batch_size 6"
+    flags = f"{method} --space_config {space} --epochs 2 --batch_size 6 --no-tf32"
     whole = run_search(pictures, tmp_path / "whole", flags)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         after_step, steps = runs.Run.after_step, []
@@ -200,7 +198,9 @@ def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method,
 
         patch.setattr(runs.Run, "after_step", interrupt)
         run_search(pictures, tmp_path / "cut", flags, "--checkpoint_freq", "1")
+    torch.backends.cuda.matmul.allow_tf32 = True
     search.main(cli.parse(search.get_parser(), ["--resume", str(tmp_path / "cut")]))
+    assert not torch.backends.cuda.matmul.allow_tf32  # as the run began
     for name in ("genotype.txt", "history.jsonl"):
         assert (whole / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     lines = history(whole)
