@@ -48,6 +48,7 @@ RELEASED = {  # (genotype, for large images): the file of its authors, see READM
     ("PDARTS", False): "PDARTS_cifar10.pt",
     ("PDARTS", True): "PDARTS_imagenet.pth.tar",
 }
+COUNTED = ("genotype", "dataset", "channels", "cells", "parameters_m", "multiply_adds_m")  # by --count
 MAX_IMAGE_SIZE = 1024  # pixels, as a checkpoint may ask for; --image_size may be larger
 OF_SEARCH = {"architect", "arch_optimizer"}  # what searches' checkpoints hold, and held in earlier versions
 SUPERNET = re.compile(r"cells\.\d+\._ops\.\d+\._ops\.|alphas_")  # what names of its tensors begin with
@@ -225,7 +226,7 @@ def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
     arch = args.arch if args.arch and len(args.arch) < 60 else "its genotype"
     network = weights.fill(path, tensors, lambda: model.network_for(*size, genotype, second_bn), arch)
     network.genotype = genotype
-    if size.auxiliary:
+    if hasattr(network, "auxiliary_head"):
         del network.auxiliary_head  # training only
     return checkpoint, network
 
@@ -282,16 +283,16 @@ def count(args: argparse.Namespace) -> list[dict]:
         C = args.init_channels or (model.mobile_channels(genotype, layers, classes) if large else 36)
         with torch.device("meta"):
             network = model.network_for(large, C, classes, layers, False, genotype)
-            costs = model.count_parameters(network), model.count_multiply_adds(network, info.image_size)
-        row = {"genotype": arch, "dataset": dataset, "channels": C, "cells": layers}
-        rows.append(row | {"parameters_m": costs[0] / 1e6, "multiply_adds_m": costs[1] / 1e6})
+            costs = model.count_parameters(network) / 1e6, model.count_multiply_adds(network, info.image_size) / 1e6
+        rows.append(dict(zip(COUNTED, (arch, dataset, C, layers, *costs), strict=True)))
     if args.json:
         print(json.dumps(rows))
-        return rows
-    table = [["genotype", "dataset", "channels", "cells", "parameters", "multiply-adds"]]
-    for *words, parameters, multiply_adds in (row.values() for row in rows):
-        table.append([*map(str, words), f"{parameters:.3f} M", f"{multiply_adds:.1f} M"])
-    print(markdown_table(table))
+    else:
+        table = [
+            [*map(str, words), f"{parameters:.3f} M", f"{multiply_adds:.1f} M"]
+            for *words, parameters, multiply_adds in (row.values() for row in rows)
+        ]
+        print(markdown_table([[name.removesuffix("_m").replace("_", "-") for name in COUNTED], *table]))
     return rows
 
 

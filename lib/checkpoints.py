@@ -35,12 +35,6 @@ def write_whole(path: Path | str, data: str | bytes | memoryview, previous: Path
             except OSError:  # a file system without hard links: for a moment only `previous` exists
                 os.replace(path, previous)
         os.replace(temporary, path)
-        if hasattr(os, "O_DIRECTORY"):  # not on Windows
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,16 +28,6 @@ def find_checkpoint(path: str, best: bool = False) -> Path:
     return chosen
 
 
-class Size(NamedTuple):
-    """The size of a discovered network; ``large``: it is for large images."""
-
-    large: bool
-    channels: int
-    classes: int
-    cells: int
-    auxiliary: bool
-
-
 def find_tensors(path: str, checkpoint: dict) -> dict[str, Tensor]:
     """The state dict in a checkpoint, or the checkpoint itself, without DataParallel's prefix; UserError: none."""
     tensors = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
@@ -47,8 +36,12 @@ def find_tensors(path: str, checkpoint: dict) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
-def measure(path: str, tensors: dict[str, Tensor], args: argparse.Namespace, cells: object = None) -> Size:
-    """The size of a network; UserError if it is none of ours, or not of the size that ``args`` ask for.
+def measure(
+    path: str, tensors: dict[str, Tensor], args: argparse.Namespace, cells: object = None
+) -> tuple[bool, int, int, int, bool]:
+    """(for large images, channels, classes, cells, with auxiliary head) of a network, as model.network_for takes them.
+
+    UserError if it is none of ours, or not of the size that ``args`` ask for.
 
     ``cells`` is its number of cells where they may be without tensors, as in NAS-Bench-201's space.
     """
@@ -58,18 +51,17 @@ def measure(path: str, tensors: dict[str, Tensor], args: argparse.Namespace, cel
 
     large = "stem1.1.weight" in tensors
     channels = length("stem1.1.weight") if large else length("stem.0.weight") // (3 if cells is None else 1)
+    most = MAX_CELLS
     if cells is None:
         cells = len({name.split(".")[1] for name in tensors if name.startswith("cells.")})
-        most = len(tensors) / 10  # the inputs of a cell alone are of so many
-    else:
-        most = MAX_CELLS
+        most = len(tensors) / 10  # the inputs of a cell alone have so many
     classes = length("classifier.weight")
     if not (channels and classes and type(cells) is int and 0 < cells <= most):
         raise UserError(f"{path}: not a network of this family (stem, classifier or cells are not in it)")
     for name, found, asked in (("channels", channels, args.init_channels), ("cells", cells, args.layers)):
         if asked not in (None, found):
             raise UserError(f"{path}: checkpoint has {found} {name}, you asked for {asked}")
-    return Size(large, channels, classes, cells, any(name.startswith("auxiliary_head.") for name in tensors))
+    return large, channels, classes, cells, any(name.startswith("auxiliary_head.") for name in tensors)
 
 
 def find_saliency(checkpoint: dict, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -221,13 +221,11 @@ def test_a_checkpoint_of_an_earlier_version_takes_the_folder_and_says_so(trained
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mean": [0.5, 0.5]}, "mean in it must be 3 values of kind float"),
         ({"std": None}, "must be finite"),
         ({"std": [0.1, 0.1, 0.0]}, "std above 0"),
         ({"mean": [0.1, math.nan, 0.1]}, "must be finite"),
         ({"class_names": ["a", "b"]}, "class_names in it must be 3 values of kind str"),
         ({"class_names": ["a", "b", "b"]}, "a name twice"),
-        ({"class_names": 10**9}, "class_names in it must be"),
     ],
 )
 def test_what_a_checkpoint_says_of_its_input_is_checked(changes, message, trained, pictures, run):
@@ -348,7 +346,7 @@ def moved(tensors: dict) -> dict:
     [
         lambda tensors: tensors | {"_op_saliency_normal": torch.full((14, 8), math.nan)},
         lambda tensors: tensors | {"_op_avail_reduce": torch.zeros(3, 8)},
-        lambda tensors: tensors | {"cells.0._ops.0._ops.3.op.1.weight": torch.zeros(2, 1, 7, 7)},
+        lambda tensors: tensors | {"cells.0._ops.13._ops.3.op.1.weight": torch.zeros(2, 1, 7, 7)},
         lambda tensors: {name: t for name, t in tensors.items() if not name.startswith("_op_")},
         moved,
     ],
@@ -401,13 +399,10 @@ def reshaped(name, *shape):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("cells.1.preprocess0.op.1.weight"), "1 tensor missing (cells.1.preprocess0.op.1.weight)"),
         (without("classifier.bias"), "1 tensor missing (classifier.bias)"),
         (without("stem.1.num_batches_tracked"), "1 tensor missing (stem.1.num_batches_tracked)"),
         (renamed("stem.1.bias", "stem.1.shift"), "1 tensor missing (stem.1.bias) and 1 tensor unknown (stem.1.shift)"),
-        (renamed("classifier.weight", "cells.7.weight"), "unknown (cells.7.weight)"),
         (reshaped("stem.0.weight", 7, 3, 3, 3), "stem.0.weight has shape [7, 3, 3, 3], expected [6, 3, 3, 3]"),
-        (reshaped("classifier.weight", 11, 32), "classifier.weight has shape [11, 32], expected [10, 32]"),
         (reshaped("auxiliary_head.classifier.bias", 9), "auxiliary_head.classifier.bias has shape [9], expected [10]"),
         (reshaped("stem.1.bias"), "stem.1.bias has shape [], expected [6]"),
         (lambda weights: weights | {"stem.1.bias": torch.zeros(6, dtype=torch.int64)},

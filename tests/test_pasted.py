@@ -18,9 +18,9 @@ import model
 from lib import cli
 from lib.tensorboard import TensorBoard
 
-TRAINING = "--batch_size 12 --epochs 1 --init_channels 2 --layers 3 --workers 0"
+TRAINING = "--batch_size 36 --epochs 1 --init_channels 2 --layers 3 --workers 0"
 PICTURES = f"--dataset folder --data pictures --image_size 32 {TRAINING}"
-STAGES = f"{PICTURES} --layers 1 --eps_no_arch 0 --batch_size 36"
+STAGES = f"{PICTURES} --layers 1 --eps_no_arch 0"
 IMAGENET = f"--image_size 32 {TRAINING}"
 TESTED = "--dataset folder --data pictures --image_size 32 --workers 0 --init_channels 2 --layers 3"
 
