@@ -92,14 +92,14 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_code_and_bombs_are_refused(name):
+def test_code_and_bombs_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     started = time.time()
-    text = HOSTILE[name]
-    assert text != LITERAL and parse(text) is None
-    with pytest.raises(ValueError):
-        genotypes.load(text)
-    assert time.time() - started < 2 and not Path("/tmp/executed").exists()
+    for text in HOSTILE.values():
+        assert text != LITERAL and parse(text) is None
+        with pytest.raises(ValueError):
+            genotypes.load(text)
+    assert time.time() - started < 20 and not list(tmp_path.iterdir())
 
 
 @settings(max_examples=100, deadline=None)

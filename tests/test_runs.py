@@ -372,17 +372,16 @@ HOSTILE_CHECKPOINTS = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE_CHECKPOINTS)
-def test_hostile_checkpoint_is_refused_before_memory_is_taken(best, evaluated, tmp_path, name):
-    checkpoint = best | {"state_dict": dict(best["state_dict"])}
-    HOSTILE_CHECKPOINTS[name](checkpoint)
-    torch.save(checkpoint, tmp_path / "best.pt")
+def test_hostile_checkpoints_are_refused_before_memory_is_taken(best, evaluated, tmp_path):
     memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
-    code, results, errors = evaluated(tmp_path / "best.pt")
-    assert code == 2 and results is None and len(errors) == 1, (results, errors)
-    assert errors[0].isprintable()
+    for name, change in HOSTILE_CHECKPOINTS.items():
+        checkpoint = best | {"state_dict": dict(best["state_dict"])}
+        change(checkpoint)
+        torch.save(checkpoint, tmp_path / "best.pt")
+        code, results, errors = evaluated(tmp_path / "best.pt")
+        assert code == 2 and results is None and len(errors) == 1 and errors[0].isprintable(), (name, errors)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
-    assert time.time() - started < 20
+    assert time.time() - started < 60
 
 
 # ---- run folders ----------------------------------------------------------------------------------------------------
