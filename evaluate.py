@@ -255,8 +255,9 @@ def derive_genotype(checkpoint: dict, tensors: dict[str, Tensor]) -> Genotype | 
     for primitives in (space.primitives for space in SPACES.values() if space.cells == "darts"):
         with torch.device("meta"):
             expected = {name: t.shape[2:] for name, t in MixedOp(4, 1, primitives).state_dict().items()}
-        sizes = {table.shape for table in tables.values() if np.isfinite(table).all()}
-        if layers == expected and len(tables) == 2 and sizes == {(EDGES, len(primitives))}:
+        size = EDGES, len(primitives)
+        complete = tables and all(t.shape == size and np.isfinite(t).all() for t in tables.values())
+        if complete and layers == expected:
             none = [primitive == "none" for primitive in primitives]
             chosen = {kind: np.where(none, -np.inf, table) for kind, table in tables.items()}
             found.add(str(two_edges_a_node(chosen, primitives)))
