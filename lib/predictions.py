@@ -59,14 +59,14 @@ def predict(
     """(path, the up to five best classes, each with its probability) of every image; a text where it is unreadable."""
     paths = list(find_files(names))
     for start in range(0, len(paths), batch_size):
-        images = {path: read_pixels(path, info) for path in paths[start : start + batch_size]}
-        yield from ((path, image) for path, image in images.items() if isinstance(image, str))
-        good = {path: image for path, image in images.items() if not isinstance(image, str)}
+        images = [(path, read_pixels(path, info)) for path in paths[start : start + batch_size]]
+        yield from (pair for pair in images if isinstance(pair[1], str))
+        good = [pair for pair in images if not isinstance(pair[1], str)]
         if not good:
             continue
-        x = normalise(torch.from_numpy(np.stack(list(good.values()))).to(device), info.mean, info.std)
+        x = normalise(torch.from_numpy(np.stack([image for _, image in good])).to(device), info.mean, info.std)
         probabilities, classes = logits_of(x).double().softmax(1).sort(descending=True)
-        for path, row, best in zip(good, probabilities.tolist(), classes.tolist(), strict=True):
+        for (path, _), row, best in zip(good, probabilities.tolist(), classes.tolist(), strict=True):
             named = [info.class_names[k] if info.class_names else f"class {k}" for k in best[:5]]
             yield path, [{"class": name, "probability": p} for name, p in zip(named, row, strict=False)]
 
