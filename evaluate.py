@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from torch import Tensor
 import genotypes
 import model
 import utils
-from genotypes import CELL_TYPES, EDGES, SPACES, Genotype
+from genotypes import EDGES, SPACES, Genotype, Genotype201
 from lib import checkpoints, cli, confusion, data, distributed, predictions, weights
 from lib.cli import UserError, number, printable
 from lib.export import export_network
@@ -48,8 +48,10 @@ RELEASED = {  # (genotype, for large images): the file of its authors, see READM
     ("PDARTS", False): "PDARTS_cifar10.pt",
     ("PDARTS", True): "PDARTS_imagenet.pth.tar",
 }
+COUNTED = ("genotype", "dataset", "channels", "cells", "parameters_m", "multiply_adds_m")  # by --count
 MAX_IMAGE_SIZE = 1024  # pixels, as a checkpoint may ask for; --image_size may be larger
 OF_SEARCH = {"architect", "arch_optimizer"}  # what searches' checkpoints hold, and held in earlier versions
+SUPERNET = re.compile(r"cells\.\d+\._ops\.\d+\._ops\.|alphas_")  # what names of its tensors begin with
 CHOSEN = "best.pt: the epoch with the highest accuracy on these test images, so not an unbiased number"
 
 
@@ -68,12 +70,12 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     unknown = dataset == "folder" and not own["mean"]  # a checkpoint of an earlier version, or of somebody else
     info = dataclasses.replace(info, **{name: value for name, value in own.items() if value})
     fused = model.fuse(network.eval())
-    exported = {}
+    result = {"dataset": dataset, "checkpoint": str(args.model_path), "genotype": str(network.genotype)}
     if args.export and distributed.is_main():
         known = {"image_size": info.image_size, "scale": round(info.test_scale * info.image_size)}
         known |= {"class_names": info.class_names} if info.class_names else {}
         known |= {} if unknown else {"mean": info.mean, "std": info.std}
-        exported = {"export": export_network(*args.export, network, fused, known, quiet=args.json)}
+        result["export"] = export_network(*args.export, network, fused, known, quiet=args.json)
     fused.to(device)
 
     def logits_of(x: Tensor) -> Tensor:
@@ -99,16 +101,11 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
         **own,
     )
     check_fits(args.model_path, network, info, dataset)  # now the classes of a folder are known
-    result = {
-        "dataset": dataset,
-        "checkpoint": str(args.model_path),
-        "genotype": str(network.genotype),
-        "parameters_m": model.count_parameters(network) / 1e6,
-        "multiply_adds_m": model.count_multiply_adds(network, info.image_size) / 1e6,
-    } | exported
     if dataset == "folder" and not all(own.values()) and distributed.is_main():
         text = f"{args.model_path} does not say its classes, mean and deviation: those of {args.data} are taken"
         print(f"warning: {text}", file=sys.stderr)
+    result["parameters_m"] = model.count_parameters(network) / 1e6
+    result["multiply_adds_m"] = model.count_multiply_adds(network, info.image_size) / 1e6
     return test(args, logits_of, loader, info, result)
 
 
@@ -120,13 +117,9 @@ def test(args: argparse.Namespace, logits_of: Callable, loader: data.Loader, inf
     average, started = utils.Average(loader.options.device), time.time()
     answers = predictions.read_answers(logits_of, loader, lambda z, y: average.add(F.cross_entropy(z, y), z, y))
     metrics = average.read()
-    result = result | {
-        "images": metrics.count,
-        "top1": metrics.top1,
-        "top5": metrics.top5,
-        "loss": metrics.loss if math.isfinite(metrics.loss) else None,
-        "images_per_second": metrics.count / (time.time() - started),
-    }
+    result |= {"images": metrics.count, "top1": metrics.top1, "top5": metrics.top5}
+    result["loss"] = metrics.loss if math.isfinite(metrics.loss) else None
+    result["images_per_second"] = metrics.count / (time.time() - started)
     if weights.find_checkpoint(args.model_path, args.best).name == "best.pt":
         result["chosen"] = CHOSEN
     if not distributed.is_main():
@@ -135,9 +128,17 @@ def test(args: argparse.Namespace, logits_of: Callable, loader: data.Loader, inf
     if info.class_names:
         counted = confusion.count_confusions(*answers[:, 1:3].astype(int).T, info.class_names)
         result["per_class"] = counted["per_class"]
-    print(json.dumps(result) if args.json else describe(result))
-    if counted and not args.json:
-        print(f"\n{confusion.describe_confusions(counted)}")
+    if args.json:
+        print(json.dumps(result))
+    else:
+        top5 = "" if metrics.top5 is None else f", top-5 {metrics.top5:.2f} %"
+        print(f"{args.model_path} on {metrics.count} test images of {result['dataset']}")
+        print(*([CHOSEN] if "chosen" in result else []), result["genotype"], sep="\n")
+        print(f"test accuracy: top-1 {metrics.top1:.2f} %{top5}, loss {metrics.loss:.4f}")
+        costs = f"parameters {result['parameters_m']:.3f} M, multiply-adds {result['multiply_adds_m']:.1f} M"
+        print(f"{costs}, {result['images_per_second']:.1f} images/s")
+        if counted:
+            print(f"\n{confusion.describe_confusions(counted)}")
     if counted and Path(args.model_path).is_dir():
         mistakes, thumbnails = predictions.find_mistakes(answers, loader, info)
         found = {"accuracy": metrics.top1, "data": str(args.data)} | result | counted | {"mistakes": mistakes}
@@ -179,12 +180,12 @@ def name_checkpoint(args: argparse.Namespace) -> None:
 
 def tested_on(args: argparse.Namespace, checkpoint: dict, network: model.Network) -> tuple[str, int | None]:
     """(dataset, image size) from the arguments, else what the checkpoint was trained on, else what the stem is for."""
-    own = checkpoint.get("dataset")
+    own, size = checkpoint.get("dataset"), checkpoint.get("image_size")
     default = "imagenet" if isinstance(network, model.NetworkImageNet) else "cifar10"
     dataset = args.dataset or (own if isinstance(own, str) and own in data.INFO else default)
-    any_size = data.INFO[dataset].read is None and "image_size" in checkpoint
-    size = args.image_size or (checkpoint.get("image_size") if dataset == own or any_size else None)
-    if size is not args.image_size and (type(size) is not int or size > MAX_IMAGE_SIZE):
+    if args.image_size or dataset != own and data.INFO[dataset].read:  # which has a size of its own
+        return dataset, args.image_size
+    if size is not None and (type(size) is not int or size > MAX_IMAGE_SIZE):
         raise UserError(f"{args.model_path} does not say for images of how many pixels it is: give --image_size")
     return dataset, size
 
@@ -203,58 +204,32 @@ def check_fits(path: str, network: model.Network, info: data.Info, dataset: str)
         raise UserError(f"{path}: checkpoint has {classes} classes, {dataset} has {info.num_classes}")
 
 
-# ---- results -------------------------------------------------------------------------------------------------------
-
-
-def describe(result: dict) -> str:
-    """The results as lines for people."""
-    top5 = "" if result["top5"] is None else f", top-5 {result['top5']:.2f} %"
-    loss = "not a finite number" if result["loss"] is None else f"{result['loss']:.4f}"
-    chosen = f"\n{result['chosen']}" if "chosen" in result else ""
-    return (
-        f"{result['checkpoint']} on {result['images']} test images of {result['dataset']}{chosen}\n"
-        f"{result['genotype']}\n"
-        f"test accuracy: top-1 {result['top1']:.2f} %{top5}, loss {loss}\n"
-        f"parameters {result['parameters_m']:.3f} M, multiply-adds {result['multiply_adds_m']:.1f} M,"
-        f" {result['images_per_second']:.1f} images/s"
-    )
-
-
 # ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
 def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
     """(checkpoint, network with its weights, without an auxiliary head) of --model_path; UserError: what is wrong."""
-    path = weights.find_checkpoint(args.model_path, getattr(args, "best", False))
+    path = weights.find_checkpoint(args.model_path, args.best)
     if not path.exists() and path.parent == WEIGHTS:
         raise UserError(f'{path} is not there: README\'s section "Released weights" says where its authors put it')
     last = path == Path(args.model_path, "checkpoint.pt")  # of a run: where it is damaged, the one before will do
     checkpoint = checkpoints.load_checkpoint(path) if last else checkpoints.read_weights(path)
     tensors = weights.find_tensors(path, checkpoint)
-    if (
-        OF_SEARCH & checkpoint.keys()
-        or weights.find_columns(tensors)
-        or any(name.startswith("alphas_") for name in tensors)
-    ):
+    if OF_SEARCH & checkpoint.keys() or any(map(SUPERNET.match, tensors)):
         raise UserError(f"{path} is of a search, no trained network is in it; {advise(path, checkpoint, tensors)}")
     own = checkpoint.get("genotype")
     if not args.arch and not isinstance(own, str):
         raise UserError(f"{path} does not say which genotype it is of: give it with --arch, such as DDSAS_cifar10")
     genotype = genotypes.load(args.arch) if args.arch else genotypes.parse(own)  # which names no other file
-    if isinstance(genotype, Genotype):
-        size = weights.measure(path, tensors, args.init_channels, args.layers)
-    else:
-        size = weights.measure_nasbench201(path, tensors, args.layers or checkpoint.get("layers", 5))
-    second_bn = any(name.startswith("auxiliary_head.features.6.") for name in tensors)
+    cells = args.layers or checkpoint.get("layers", 5) if isinstance(genotype, Genotype201) else None
+    size = weights.measure(path, tensors, args, cells)
+    second_bn = "auxiliary_head.features.6.weight" in tensors
     arch = args.arch if args.arch and len(args.arch) < 60 else "its genotype"
     network = weights.fill(path, tensors, lambda: model.network_for(*size, genotype, second_bn), arch)
     network.genotype = genotype
-    if size.auxiliary:
+    if hasattr(network, "auxiliary_head"):
         del network.auxiliary_head  # training only
     return checkpoint, network
-
-
-# ---- checkpoints of searches ---------------------------------------------------------------------------------------
 
 
 def advise(path: Path, checkpoint: dict, tensors: dict[str, Tensor]) -> str:
@@ -272,27 +247,22 @@ def derive_genotype(checkpoint: dict, tensors: dict[str, Tensor]) -> Genotype | 
     """The genotype in DDSAS' checkpoint of a search, published or ours: that of saliency times availability.
 
     Their columns are in the order of the space's primitives, which a published file does not name: they are those of a
-    known space that has the layers of the file. (Both poolings look the same.) None without saliency, where no space
-    fits, or where several with different results do.
+    known space that has the layers of the file. None without saliency, where no space fits, or where several with
+    different results do.
     """
-    scores, columns = weights.find_saliency(checkpoint, tensors), weights.find_columns(tensors)
-    found = {}
+    tables, edge = weights.find_saliency(checkpoint, tensors), "cells.0._ops.13."  # the last edge has stride 1
+    layers = {name.removeprefix(edge): t.shape[2:] for name, t in tensors.items() if name.startswith(edge)}
+    found = set()
     for primitives in (space.primitives for space in SPACES.values() if space.cells == "darts"):
-        expected = {k: layers_of(primitive) for k, primitive in enumerate(primitives) if layers_of(primitive)}
-        if columns == expected and [table.shape for table in scores] == [(EDGES, len(primitives))] * len(CELL_TYPES):
+        with torch.device("meta"):
+            expected = {name: t.shape[2:] for name, t in MixedOp(4, 1, primitives).state_dict().items()}
+        size = EDGES, len(primitives)
+        complete = tables and all(t.shape == size and np.isfinite(t).all() for t in tables.values())
+        if complete and layers == expected:
             none = [primitive == "none" for primitive in primitives]
-            tables = {kind: np.where(none, -np.inf, table) for kind, table in zip(CELL_TYPES, scores, strict=True)}
-            genotype = two_edges_a_node(tables, primitives)
-            found[str(genotype)] = genotype
-    return next(iter(found.values())) if len(found) == 1 else None
-
-
-@functools.cache
-def layers_of(primitive: str) -> set[tuple[str, torch.Size]]:
-    """(name, size of the kernel) of all tensors of an operation in a supernet, at stride 1 and 2."""
-    with torch.device("meta"):
-        edges = [MixedOp(4, stride, [primitive]).state_dict() for stride in (1, 2)]
-    return {(name.removeprefix("_ops.0."), tensor.shape[2:]) for edge in edges for name, tensor in edge.items()}
+            chosen = {kind: np.where(none, -np.inf, table) for kind, table in tables.items()}
+            found.add(str(two_edges_a_node(chosen, primitives)))
+    return genotypes.parse(found.pop()) if len(found) == 1 else None
 
 
 # ---- counting ------------------------------------------------------------------------------------------------------
@@ -315,16 +285,16 @@ def count(args: argparse.Namespace) -> list[dict]:
         C = args.init_channels or (model.mobile_channels(genotype, layers, classes) if large else 36)
         with torch.device("meta"):
             network = model.network_for(large, C, classes, layers, False, genotype)
-            costs = model.count_parameters(network), model.count_multiply_adds(network, info.image_size)
-        row = {"genotype": arch, "dataset": dataset, "channels": C, "cells": layers}
-        rows.append(row | {"parameters_m": costs[0] / 1e6, "multiply_adds_m": costs[1] / 1e6})
+            costs = model.count_parameters(network) / 1e6, model.count_multiply_adds(network, info.image_size) / 1e6
+        rows.append(dict(zip(COUNTED, (arch, dataset, C, layers, *costs), strict=True)))
     if args.json:
         print(json.dumps(rows))
-        return rows
-    table = [["genotype", "dataset", "channels", "cells", "parameters", "multiply-adds"]]
-    for *words, parameters, multiply_adds in (row.values() for row in rows):
-        table.append([*map(str, words), f"{parameters:.3f} M", f"{multiply_adds:.1f} M"])
-    print(markdown_table(table))
+    else:
+        table = [
+            [*map(str, words), f"{parameters:.3f} M", f"{multiply_adds:.1f} M"]
+            for *words, parameters, multiply_adds in (row.values() for row in rows)
+        ]
+        print(markdown_table([[name.removesuffix("_m").replace("_", "-") for name in COUNTED], *table]))
     return rows
 
 

@@ -44,7 +44,7 @@ def _build(arch, dataset, channels, layers, weights, num_classes) -> _model.Netw
     genotype, large = _genotypes.load(arch), dataset == "imagenet"
     if weights is None:
         return _model.network_for(large, channels, num_classes or _CLASSES[dataset], layers, False, genotype).eval()
-    args = _argparse.Namespace(model_path=str(weights), arch=arch, init_channels=channels, layers=layers)
+    args = _argparse.Namespace(model_path=str(weights), arch=arch, init_channels=channels, layers=layers, best=False)
     checkpoint, network = _evaluate.load_network(args)
     found = _genotypes.parse(str(checkpoint.get("genotype", genotype)))  # cells of other pools have the same tensors
     if found != genotype or isinstance(network, _model.NetworkImageNet) != large:

@@ -31,22 +31,15 @@ def write_whole(path: Path | str, data: str | bytes | memoryview, previous: Path
         if previous is not None and path.exists():
             try:
                 os.link(path, link)  # a second name: there is no moment without a file under the first
+                os.replace(link, previous)
             except OSError:  # a file system without hard links: for a moment only `previous` exists
-                link = path
-            os.replace(link, previous)
+                os.replace(path, previous)
         os.replace(temporary, path)
-        if hasattr(os, "O_DIRECTORY"):  # not on Windows
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
-        if link != path:
-            link.unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
 
 
 def _previous(path: Path) -> Path:
@@ -77,9 +70,6 @@ def load_checkpoint(path: Path | str) -> dict:
         return read_weights(_previous(path))
 
 
-SAFE = 2, 10  # before it, weights_only could be made to run code by a file written for that
-
-
 def read_weights(path: Path | str) -> dict:
     """Read a file of torch.save (zip or the format before PyTorch 1.6) that holds a dict, as data, on the CPU.
 
@@ -87,9 +77,9 @@ def read_weights(path: Path | str) -> dict:
     says what is wrong.
     """
     path = Path(path)
-    if SAFE > tuple(map(int, torch.__version__.split(".")[:2])) and not (path.parent / "args.json").exists():
-        print(f"warning: {path} is read with PyTorch {torch.__version__}: only from 2.10 on", end=" ", file=sys.stderr)
-        print("can a file of somebody else's not make it run code", file=sys.stderr)
+    if torch.__version__ < "2.10" and not (path.parent / "args.json").exists():  # a TorchVersion, compared as such
+        old = f"PyTorch {torch.__version__} can be made to run code by a file written for that, 2.10 cannot"
+        print(f"warning: {path}: {old}", file=sys.stderr)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -122,42 +112,36 @@ def _read_zip(data: bytes) -> Any:
             raise UserError("a zip file, but not as torch.save writes it")
         for info in infos:
             new.writestr(info.filename, old.read(info))  # raises BadZipFile if the checksum is wrong
-    return _read_twice(fresh, sum(info.file_size for info in infos if "/data/" in info.filename))
+    return _load(fresh, len(data))
 
 
 def _read_legacy(data: bytes) -> Any:
     """Read the format before PyTorch 1.6: five objects (the content is the fourth) and storages, without checksums."""
     file = io.BytesIO(data)
-    content = _read_twice(file, len(data))
+    content = _load(file, len(data))
     if rest := len(data) - file.tell():
         raise UserError(f"damaged: {rest} bytes too many")
     return content
 
 
-def _read_twice(file: io.BytesIO, size: int) -> Any:
-    """torch.load, first without memory to see the shapes; UserError if tensors are larger than their data.
+def _load(file: io.BytesIO, size: int) -> Any:
+    """torch.load, after a look at the shapes without memory; UserError if a tensor is larger than its data.
 
-    ``size`` bytes are there for all storages together. PyTorch itself refuses storages that do not have the size of
-    their data. (A stride of 0 makes 4 bytes a terabyte.)
+    A stride of 0 makes 4 bytes a terabyte, and a file of ``size`` bytes may claim any storage.
     """
-    for device in ("meta", "cpu"):
-        file.seek(0)
-        content = torch.load(file, map_location=device, weights_only=True)
-        todo, seen, storages = [content], set(), {}
-        while todo:
-            item = todo.pop()
-            if isinstance(item, torch.Tensor):
-                storage = item.untyped_storage()
-                place = storage.data_ptr()  # without memory all are at 0: then the largest counts
-                storages[place] = max(storage.nbytes(), storages.get(place, 0))
-                if item.numel() * item.element_size() > min(size, storage.nbytes()):
-                    raise UserError(f"damaged: a tensor of shape {tuple(item.shape)} is larger than its data")
-            elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
-                seen.add(id(item))
-                todo += [*item, *item.values()] if isinstance(item, dict) else item
-        if sum(storages.values()) > size:
-            raise UserError(f"damaged: tensors of {sum(storages.values())} bytes, there are {size}")
-    return content
+    file.seek(0)
+    todo, seen = [torch.load(file, map_location="meta", weights_only=True)], set()
+    while todo:
+        item = todo.pop()
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage().nbytes()
+            if item.numel() * item.element_size() > storage or storage > size:
+                raise UserError(f"damaged: a tensor of shape {tuple(item.shape)} is larger than its data")
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            todo += [*item, *item.values()] if isinstance(item, dict) else item
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def first_not_finite(state: Any, name: str = "") -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,38 +26,35 @@ def count_confusions(labels: np.ndarray, predicted: np.ndarray, names: Sequence[
     ``confusion`` has a row for each true class and a column for each predicted one, of numbers of images; ``per_class``
     is in the order of the classes, with the accuracy in percent (None where there is no image).
     """
-    matrix = np.bincount(labels * len(names) + predicted, minlength=len(names) ** 2).reshape(len(names), -1)
+    matrix = np.zeros((len(names), len(names)), int)
+    np.add.at(matrix, (labels, predicted), 1)
+    images = matrix.sum(1).tolist()
     per_class = [
-        {
-            "class": name,
-            "accuracy": 100 * row[k].item() / row.sum().item() if row.any() else None,
-            "images": int(row.sum()),
-        }
-        for k, (name, row) in enumerate(zip(names, matrix, strict=True))
+        {"class": name, "accuracy": 100 * right / count if count else None, "images": count}
+        for name, right, count in zip(names, matrix.diagonal().tolist(), images, strict=True)
     ]
     return {"classes": list(names), "per_class": per_class, "confusion": matrix.tolist()}
 
 
 def describe_confusions(counted: dict) -> str:
     """One table for up to 20 classes; of more the classes and the confusions that cost the most accuracy."""
-    classes = [printable(name) for name in counted["classes"]]
-    matrix, tested = counted["confusion"], [c for c in counted["per_class"] if c["images"]]
+    classes, matrix = [printable(name) for name in counted["classes"]], np.array(counted["confusion"])
+    shares = ["no image" if c["accuracy"] is None else f"{c['accuracy']:.1f} %" for c in counted["per_class"]]
     if len(classes) <= FEW:
-        rows = [["class", "accuracy", *(f"as {k}" for k in range(len(classes)))]]
-        for k, (name, row) in enumerate(zip(classes, counted["per_class"], strict=True)):
-            accuracy = "no image" if row["accuracy"] is None else f"{row['accuracy']:.1f} %"
-            rows.append([f"{k} {name}", accuracy, *map(str, matrix[k])])
-        return markdown_table(rows)
-    rows = [["worst classes", "accuracy", "images"]]
-    for row in sorted(tested, key=lambda row: row["accuracy"])[:WORST]:
-        rows.append([printable(row["class"]), f"{row['accuracy']:.1f} %", str(row["images"])])
-    wrong = np.array(matrix) * (1 - np.eye(len(classes), dtype=int))
-    pairs = [["true class", "taken for", "images"]]
-    for index in np.argsort(-wrong, axis=None, kind="stable")[:WORST]:
-        true, predicted = divmod(int(index), len(classes))
-        if wrong[true, predicted]:
-            pairs.append([classes[true], classes[predicted], str(wrong[true, predicted])])
-    return f"{markdown_table(rows)}\n\n{markdown_table(pairs)}"
+        heading = ["class", "accuracy", *(f"as {k}" for k in range(len(classes)))]
+        rows = [[f"{k} {name}", shares[k], *map(str, matrix[k])] for k, name in enumerate(classes)]
+        return markdown_table([heading, *rows])
+    accuracy = [math.inf if c["accuracy"] is None else c["accuracy"] for c in counted["per_class"]]
+    worst = np.argsort(accuracy, kind="stable")[:WORST]
+    rows = [["worst classes", "accuracy", "images"], *([classes[k], shares[k], str(matrix[k].sum())] for k in worst)]
+    np.fill_diagonal(matrix, 0)
+    commonest = np.argsort(-matrix, axis=None, kind="stable")[:WORST]
+    pairs = [
+        [classes[k // len(classes)], classes[k % len(classes)], str(matrix.flat[k])]
+        for k in commonest
+        if matrix.flat[k]
+    ]
+    return f"{markdown_table(rows)}\n\n{markdown_table([['true class', 'taken for', 'images'], *pairs])}"
 
 
 def write_evaluation(folder: Path, found: dict, thumbnails: Sequence[np.ndarray]) -> None:
@@ -95,11 +93,12 @@ def draw_mistakes(mistakes: list[dict], thumbnails: Sequence[np.ndarray]) -> byt
     """Images (H, W, 3; uint8) as a PNG, each under its true class -> the predicted one, and the probability of that."""
     from matplotlib.figure import Figure
 
-    figure = Figure((10, 2.8 * max(1, -(-len(mistakes) // 4))), layout="constrained")
+    rows = max(1, math.ceil(len(mistakes) / 4))
+    figure = Figure((10, 2.8 * rows), layout="constrained")
     if not thumbnails:
         figure.text(0.5, 0.5, "their images are not known" if mistakes else "no mistakes", ha="center")
     for place, (mistake, image) in enumerate(zip(mistakes, thumbnails, strict=False)):
-        axes = figure.add_subplot(-(-len(mistakes) // 4), 4, place + 1)
+        axes = figure.add_subplot(rows, 4, place + 1)
         axes.imshow(image)
         axes.axis("off")
         title = f"{shorten(mistake['true'])} → {shorten(mistake['predicted'])}\n{100 * mistake['probability']:.0f} %"

@@ -23,10 +23,10 @@ except ImportError:  # native Windows: results are recorded without a lock
 NODES = 4  # intermediate nodes of a cell of DARTS' space
 CELL = "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|"  # one of NAS-Bench-201's, node by node: operation~source
 CELL_OPERATIONS = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"]
-CELL_PATTERN = re.compile(re.escape(CELL).replace(re.escape("{}"), r"(\w+)"))
+CELL_PATTERN = re.compile(re.escape(CELL).replace(re.escape("{}"), f"({'|'.join(CELL_OPERATIONS)})"))
 FOUND = "# Found by searches of this repository (search.py --arch NAME writes below this line):"
 MAX_TEXT = 10_000  # characters; a genotype has about 500
-START = re.compile(r"(?:#[^\n]*\n)*(?:[^\n]*?[=: \t])??(?=\|\w+~|Genotype(?:201)?\()")  # NAME = , INFO ... genotype:
+START = re.compile(r"^(?:#[^\n]*\n)*(?:[^\n]*?[=: \t])??(?=\|\w+~|Genotype(?:201)?\()")  # NAME = , INFO ... genotype:
 
 Genotype = namedtuple("Genotype", "normal normal_concat reduce reduce_concat")
 
@@ -79,37 +79,34 @@ def parse(text: str, operations: Collection[str]) -> Genotype | Genotype201:
     text = text.strip()
     if len(text) > MAX_TEXT:
         raise GenotypeError(f"not a genotype: longer than {MAX_TEXT} characters")
-    start = START.match(text)
-    literal = text[start.end() :] if start else text
+    literal = START.sub("", text, count=1)
     if "|" in literal and "~" in literal:
         return Genotype201(parse_cell(re.sub(r"\s\(.*", "", literal)))  # a search's log goes on: (cifar10 93.76 %; ...
     try:
         call = ast.parse(literal, mode="eval").body
         kind = {"Genotype": Genotype, "Genotype201": Genotype201}[call.func.id]
-        if len(call.args) + len(call.keywords) != len(kind._fields):
-            raise ValueError
-        fields = dict(zip(kind._fields, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
-        genotype = kind(**{name: _evaluate(node) for name, node in fields.items()})
+        fields = {argument.arg: evaluate(argument.value) for argument in call.keywords}
+        genotype = kind(*map(evaluate, call.args), **fields)
     except (SyntaxError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError):
         expected = "normal=[(op, source), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6)"
         raise GenotypeError(f"not a genotype: {shorten(text)}; expected Genotype({expected})") from None
     return validate(genotype, operations)
 
 
-def _evaluate(node: ast.expr) -> Any:
+def evaluate(node: ast.expr) -> Any:
     """The value of a literal or of range(a, b) with small numbers."""
-    if isinstance(node, ast.Call) and node.func.id == "range" and not node.keywords:
-        bounds = [ast.literal_eval(argument) for argument in node.args]
-        if any(type(b) is not int or abs(b) > 100 for b in bounds):
-            raise ValueError
-        return range(*bounds)
-    return ast.literal_eval(node)
+    if not isinstance(node, ast.Call):
+        return ast.literal_eval(node)
+    bounds = [ast.literal_eval(argument) for argument in node.args]
+    if node.func.id != "range" or node.keywords or any(type(b) is not int or abs(b) > 100 for b in bounds):
+        raise ValueError
+    return range(*bounds)
 
 
 def parse_cell(text: str) -> tuple[str, ...]:
     """The six operations of a cell of NAS-Bench-201's space as it is written; GenotypeError if it is none."""
     match = CELL_PATTERN.fullmatch(text.strip())
-    if not match or not set(match.groups()) <= set(CELL_OPERATIONS):
+    if not match:
         expected = f"{CELL.format(*['op'] * 6)} with op one of {', '.join(CELL_OPERATIONS)}"
         raise GenotypeError(f"not a cell of NAS-Bench-201: {shorten(text)}; expected {expected}")
     return match.groups()
@@ -125,29 +122,33 @@ def validate(genotype: Genotype | Genotype201, operations: Collection[str]) -> G
         if not isinstance(ops, (list, tuple)) or len(ops) != 6 or any(op not in CELL_OPERATIONS for op in ops):
             raise GenotypeError(f"expected six of {', '.join(CELL_OPERATIONS)}; got {shorten(repr(ops))}")
         return Genotype201(tuple(ops))
-    fields, all_nodes = {}, range(2, 2 + NODES)
-    for cell in ("normal", "reduce"):
-        pairs, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
+    all_nodes, fields = list(range(2, 2 + NODES)), {}
+    for kind in ("normal", "reduce"):
+        pairs, concat = getattr(genotype, kind), getattr(genotype, f"{kind}_concat")
         if not isinstance(pairs, (list, tuple)) or len(pairs) != 2 * NODES:
-            raise GenotypeError(f"the {cell} cell needs {2 * NODES} (operation, source) pairs, two for each node")
+            raise GenotypeError(f"the {kind} cell needs {2 * NODES} (operation, source) pairs, two for each node")
         for index, pair in enumerate(pairs):
-            where, node = f"{cell} pair {index}", 2 + index // 2
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise GenotypeError(f"{where}: expected (operation, source), got {shorten(repr(pair))}")
-            op, source = pair
-            if not isinstance(op, str) or op == "none" or op not in operations:
-                known = ", ".join(name for name in operations if name != "none")
-                raise GenotypeError(f"{where}: unknown operation {shorten(repr(op))}; known are {known}")
-            if type(source) is not int or not 0 <= source < node:
-                raise GenotypeError(f"{where}: source {shorten(repr(source))} of node {node} must be 0 to {node - 1}")
-        listed = list(concat) if isinstance(concat, (list, tuple, range)) else []
-        right = all(type(node) is int and node in all_nodes for node in listed)
-        if not listed or not right or len(set(listed)) != len(listed):
+            check_pair(f"{kind} pair {index}", pair, 2 + index // 2, operations)
+        nodes = list(concat) if isinstance(concat, (list, tuple, range)) else []
+        known = all(type(node) is int and node in all_nodes for node in nodes)
+        if not nodes or not known or len(set(nodes)) < len(nodes):
             expected = f"intermediate nodes, 2 to {1 + NODES}, each once, such as range(2, 6)"
-            raise GenotypeError(f"{cell}_concat must list {expected}; got {shorten(repr(concat))}")
-        fields[cell] = [tuple(pair) for pair in pairs]
-        fields[f"{cell}_concat"] = all_nodes if listed == list(all_nodes) else listed
+            raise GenotypeError(f"{kind}_concat must list {expected}; got {shorten(repr(concat))}")
+        fields[kind] = [tuple(pair) for pair in pairs]
+        fields[f"{kind}_concat"] = range(2, 2 + NODES) if nodes == all_nodes else nodes
     return Genotype(**fields)
+
+
+def check_pair(where: str, pair: Any, node: int, operations: Collection[str]) -> None:
+    """GenotypeError unless it is an (operation, source) pair that ``node`` may have."""
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        raise GenotypeError(f"{where}: expected (operation, source), got {shorten(repr(pair))}")
+    op, source = pair
+    if not isinstance(op, str) or op == "none" or op not in operations:
+        known = ", ".join(name for name in operations if name != "none")
+        raise GenotypeError(f"{where}: unknown operation {shorten(repr(op))}; known are {known}")
+    if type(source) is not int or not 0 <= source < node:
+        raise GenotypeError(f"{where}: source {shorten(repr(source))} of node {node} must be 0 to {node - 1}")
 
 
 def find_faults(values: Mapping[str, Any], operations: Collection[str]) -> dict[str, str]:
@@ -179,9 +180,7 @@ def record(name: str, genotype: Genotype | Genotype201, path: Path) -> None:
         if fcntl:
             fcntl.flock(folder, fcntl.LOCK_EX)  # searches that end together all keep their line
         text = path.read_text().rstrip()
-        lines = text.split("\n")
-        if FOUND not in lines:
-            lines += ["", "", FOUND]
+        lines = text.split("\n") if FOUND in text else [*text.split("\n"), "", "", FOUND]
         for node in reversed(ast.parse(text).body):  # one may be of many lines, formatted or written by hand
             below = isinstance(node, ast.Assign) and node.lineno > lines.index(FOUND)
             if below and ast.unparse(node.targets[0]) == name:
@@ -190,5 +189,5 @@ def record(name: str, genotype: Genotype | Genotype201, path: Path) -> None:
     except SyntaxError as error:
         raise GenotypeError(f"{path} has a mistake in line {error.lineno}: {name} = {genotype} not recorded") from None
     finally:
-        if folder is not None:
+        if fcntl:
             os.close(folder)

@@ -59,21 +59,16 @@ def predict(
     """(path, the up to five best classes, each with its probability) of every image; a text where it is unreadable."""
     paths = list(find_files(names))
     for start in range(0, len(paths), batch_size):
-        good, pixels = [], []
-        for path in paths[start : start + batch_size]:
-            if isinstance(image := read_pixels(path, info), str):
-                yield path, image
-            else:
-                good.append(path)
-                pixels.append(image)
+        images = [(path, read_pixels(path, info)) for path in paths[start : start + batch_size]]
+        yield from (pair for pair in images if isinstance(pair[1], str))
+        good = [pair for pair in images if not isinstance(pair[1], str)]
         if not good:
             continue
-        x = normalise(torch.from_numpy(np.stack(pixels)).to(device), info.mean, info.std)
-        probabilities = logits_of(x).double().softmax(1)
-        shares, classes = probabilities.topk(min(5, probabilities.shape[1]))
-        for path, row, best in zip(good, shares.tolist(), classes.tolist(), strict=True):
-            named = [info.class_names[k] if info.class_names else f"class {k}" for k in best]
-            yield path, [{"class": name, "probability": p} for name, p in zip(named, row, strict=True)]
+        x = normalise(torch.from_numpy(np.stack([image for _, image in good])).to(device), info.mean, info.std)
+        probabilities, classes = logits_of(x).double().softmax(1).sort(descending=True)
+        for (path, _), row, best in zip(good, probabilities.tolist(), classes.tolist(), strict=True):
+            named = [info.class_names[k] if info.class_names else f"class {k}" for k in best[:5]]
+            yield path, [{"class": name, "probability": p} for name, p in zip(named, row, strict=False)]
 
 
 def find_files(names: Iterable[str]) -> Iterator[str]:
@@ -81,7 +76,7 @@ def find_files(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         if not os.path.isdir(name):
             yield name
-            continue
-        if not (found := list_images(Path(name))):
+        elif found := list_images(Path(name)):
+            yield from (os.path.join(name, file) for file, _ in found)
+        else:
             raise UserError(f"no image in {name}: expected files such as .jpg or .png in it")
-        yield from (os.path.join(name, file) for file, _ in found)

@@ -18,10 +18,10 @@ import model
 from lib import cli
 from lib.tensorboard import TensorBoard
 
-TRAINING = "--batch_size 12 --epochs 1 --init_channels 2 --layers 3 --workers 0"
+TRAINING = "--batch_size 36 --epochs 1 --init_channels 2 --layers 3 --workers 0"
 PICTURES = f"--dataset folder --data pictures --image_size 32 {TRAINING}"
-STAGES = f"{PICTURES} --layers 1 --eps_no_arch 0 --batch_size 36"
-IMAGENET = f"--image_size 32 {TRAINING}"
+STAGES = f"{PICTURES} --layers 1 --eps_no_arch 0"
+IMAGENET = f"--image_size 32 {TRAINING} --batch_size 12"  # its search takes a part of the images
 TESTED = "--dataset folder --data pictures --image_size 32 --workers 0 --init_channels 2 --layers 3"
 
 SEARCH = """search.py --data .data --dataset {} --space_config space_config_{} --arch NAME --saliency_type simple

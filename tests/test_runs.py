@@ -120,21 +120,6 @@ def test_checkpoint_comes_back_exactly(tmp_path, zipped):
     assert loaded["a"].data_ptr() == loaded["b"].data_ptr()
 
 
-def test_generators_go_on_where_they_were(tmp_path):
-    def draw() -> list:
-        return [random.random(), np.random.rand(), torch.rand(2).tolist(), generator.integers(10**9)]
-
-    generator = np.random.default_rng(7)
-    utils.set_seed(1)
-    checkpoints.save_checkpoint(tmp_path / "c.pt", {"rng": runs.rng_state(), "bandit": generator.bit_generator.state})
-    expected = draw()
-    state = checkpoints.load_checkpoint(tmp_path / "c.pt")
-    runs.set_rng_state(state["rng"])
-    generator = np.random.default_rng()
-    generator.bit_generator.state = state["bandit"]  # 128-bit integers
-    assert draw() == expected
-
-
 def test_previous_checkpoint_serves_when_the_last_is_damaged_or_missing(tmp_path, capsys):
     path = tmp_path / "checkpoint.pt"
     for epoch in range(3):
@@ -157,7 +142,7 @@ def test_killed_while_writing_leaves_a_good_checkpoint(tmp_path):
             checkpoints.save_checkpoint(path, {"epoch": epoch, "weights": torch.full((200_000,), epoch)})
 
     draw, last = random.Random(5), 0
-    for _ in range(15):
+    for _ in range(5):
         pid = fork(write)
         time.sleep(0.03 + 0.05 * draw.random())
         os.kill(pid, signal.SIGKILL)
@@ -227,18 +212,13 @@ EVIL = {"a": Calls(os.mkdir, "i_was_executed")}
 HOSTILE_FILES = {
     "code": (lambda: saved(EVIL), "damaged, cut off, or not a checkpoint"),
     "code_legacy": (lambda: saved(EVIL, zipped=False), "damaged, cut off, or not a checkpoint"),
-    "code_pickle2": (lambda: pickle.dumps(EVIL, protocol=2), "damaged, cut off, or not a checkpoint"),
     "code_pickle5": (lambda: pickle.dumps(EVIL, protocol=5), "damaged, cut off, or not a checkpoint"),
     "whole_module": (lambda: saved(torch.nn.Linear(2, 2)), "damaged, cut off, or not a checkpoint"),
-    "code_with_escapes": (lambda: b"\x80\x02cos\x1b[31m\x07\nsystem\n.", "damaged, cut off, or not a checkpoint"),
     "storage": (lambda: saved({"a": Calls(torch.UntypedStorage, 10**12)}), "damaged, cut off, or not a checkpoint"),
     "huge_storage": (lambda: huge(True, 0, 10**13), "damaged"),
-    "larger_storage": (lambda: huge(True, 0, 301), "damaged"),
     "huge_tensor": (lambda: huge(True, 1, 10**13), "larger than its data"),
     "negative_tensor": (lambda: huge(True, 1, -5), "damaged"),
-    "huge_storage_legacy": (lambda: huge(False, 0, 10**13), "damaged"),
     "large_storage_legacy": (lambda: huge(False, 0, 10**9), "damaged"),
-    "huge_tensor_legacy": (lambda: huge(False, 1, 10**13), "damaged"),
     "large_tensor_legacy": (lambda: huge(False, 1, 10**9), "damaged"),
     "rest_legacy": (lambda: LEGACY + b"x", "1 bytes too many"),
     "zero_strides": (lambda: saved({"a": torch.zeros(1).as_strided((10**6, 10**6), (0, 0))}), "larger than its data"),
@@ -246,28 +226,23 @@ HOSTILE_FILES = {
     "deflated": (lambda: with_content(ZIPPED, bytes, zipfile.ZIP_DEFLATED), "not as torch.save writes it"),
     "tensor_alone": (lambda: saved(torch.ones(2)), "holds a Tensor, expected a dict"),
     "empty": (lambda: b"", "damaged, cut off, or not a checkpoint"),
-    "text": (lambda: b"Genotype(normal=[])\n" * 100, "damaged, cut off, or not a checkpoint"),
     "zip": (lambda: b"PK\x05\x06" + bytes(18), "damaged, cut off, or not a checkpoint"),
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE_FILES)
-def test_hostile_file_is_refused_in_one_line(tmp_path, monkeypatch, name):
+def test_hostile_files_are_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make, expected = HOSTILE_FILES[name]
-    Path("c.pt").write_bytes(make())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UserError) as refused:
-        checkpoints.read_weights("c.pt")
-    assert expected in str(refused.value) and str(refused.value).isprintable() and "c.pt" in str(refused.value)
-    assert not Path("i_was_executed").exists()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
-
-
-def test_missing_file_and_folder_are_refused(tmp_path):
+    for name, (make, expected) in HOSTILE_FILES.items():
+        Path(name).write_bytes(make())
+        with pytest.raises(UserError) as refused:
+            checkpoints.read_weights(name)
+        assert expected in str(refused.value) and str(refused.value).isprintable() and name in str(refused.value)
     for path in (tmp_path, tmp_path / "missing.pt"):
         with pytest.raises(UserError, match="cannot be read"):
             checkpoints.read_weights(path)
+    assert not Path("i_was_executed").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
 
 
 def test_no_byte_of_the_directory_can_change_the_weights(tmp_path):
@@ -275,7 +250,7 @@ def test_no_byte_of_the_directory_can_change_the_weights(tmp_path):
     with zipfile.ZipFile(io.BytesIO(ZIPPED)) as file:
         start, infos = file.start_dir, file.infolist()
     assert len(infos) > 10
-    for place in range(start, len(ZIPPED), 7):  # 7 and 46 + the lengths of names: all fields come up
+    for place in range(start, len(ZIPPED), 29):  # 29 and 46 + the lengths of names: all fields come up
         changed = bytearray(ZIPPED)
         changed[place] ^= 0x10
         (tmp_path / "c.pt").write_bytes(changed)
@@ -308,7 +283,7 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [60, pytest.param(20_000, marks=pytest.mark.long)])
 def test_damaged_legacy_file_is_refused_in_one_line_or_is_a_dict(tmp_path, count):
     """That format has no checksums: that nothing crashes is all that can be had, but for a file that is cut off."""
     path, draw = tmp_path / "c.pt", random.Random(count)
@@ -351,7 +326,7 @@ def evaluated(pictures, capsys):
     return run
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [30, pytest.param(5000, marks=pytest.mark.long)])
 def test_mutated_checkpoint_is_refused_or_evaluates_as_before(best, evaluated, tmp_path, count):
     file, good, draw, refusals = tmp_path / "best.pt", saved(best), random.Random(count), 0
     file.write_bytes(good)
@@ -380,19 +355,15 @@ def many_cells(checkpoint: dict) -> None:
 
 HOSTILE_CHECKPOINTS = {
     "cells": many_cells,
-    "cell 9999": claims("cells.9999.preprocess0.op.1.weight", 0),
     "channels": claims("stem.0.weight", 2**60, 0),
     "channels everywhere": lambda c: [claims(name, 2**60, 0)(c) for name in list(c["state_dict"]) if "stem" in name],
     "classes": lambda c: [claims(f"classifier.{name}", 2**62, 0)(c) for name in ("bias", "weight")],
     "no channels": lambda c: [claims(name, 0)(c) for name in list(c["state_dict"]) if "stem" in name],
     "image size": lambda c: c.update(image_size=10**9),
-    "image size of text": lambda c: c.update(image_size="8"),
     "image size below 0": lambda c: c.update(image_size=-8),
     "dataset": lambda c: c.update(dataset="imagenet"),
-    "dataset of lists": lambda c: c.update(dataset=[["folder"]]),
     "genotype of code": lambda c: c.update(genotype="Genotype(normal=__import__('os').abort())"),
     "genotype in a file": lambda c: c.update(genotype="/etc/passwd"),
-    "genotype by name": lambda c: c.update(genotype="PDARTS"),
     "genotype of lists": lambda c: c.update(genotype=[["PDARTS"]]),
     "other genotype": lambda c: c.update(genotype=str(genotypes.PDARTS)),
     "escape codes": claims("\x1b[31mred\n\x07", 1),
@@ -401,17 +372,16 @@ HOSTILE_CHECKPOINTS = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE_CHECKPOINTS)
-def test_hostile_checkpoint_is_refused_before_memory_is_taken(best, evaluated, tmp_path, name):
-    checkpoint = best | {"state_dict": dict(best["state_dict"])}
-    HOSTILE_CHECKPOINTS[name](checkpoint)
-    torch.save(checkpoint, tmp_path / "best.pt")
+def test_hostile_checkpoints_are_refused_before_memory_is_taken(best, evaluated, tmp_path):
     memory, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time()
-    code, results, errors = evaluated(tmp_path / "best.pt")
-    assert code == 2 and results is None and len(errors) == 1, (results, errors)
-    assert errors[0].isprintable()
+    for name, change in HOSTILE_CHECKPOINTS.items():
+        checkpoint = best | {"state_dict": dict(best["state_dict"])}
+        change(checkpoint)
+        torch.save(checkpoint, tmp_path / "best.pt")
+        code, results, errors = evaluated(tmp_path / "best.pt")
+        assert code == 2 and results is None and len(errors) == 1 and errors[0].isprintable(), (name, errors)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
-    assert time.time() - started < 20
+    assert time.time() - started < 60
 
 
 # ---- run folders ----------------------------------------------------------------------------------------------------
@@ -616,20 +586,11 @@ def test_history_after_the_checkpoint_is_cut_off(tmp_path):
         train("--resume", folder)
 
 
-@pytest.mark.parametrize(
-    "state, name",
-    [
-        ({"lr": 0.1, "step": 10**400, "mask": torch.tensor([True]), "best": None}, None),
-        ({"optimizer": {"state": [{"step": 1}, {"momentum": torch.tensor([1.0, np.nan])}]}}, "optimizer state 1 mom"),
-        ({"rng": (3, (1, float("inf")))}, "rng 1 1"),
-    ],
-)
-def test_a_number_that_is_not_finite_is_found_by_its_name(state, name):
-    found = checkpoints.first_not_finite(state)
-    assert found is None if name is None else found.startswith(name)
-
-
-def test_a_checkpoint_with_such_a_number_is_not_written(tmp_path):
+def test_a_checkpoint_with_a_number_that_is_not_finite_is_not_written(tmp_path):
+    finite = {"lr": 0.1, "step": 10**400, "mask": torch.tensor([True]), "best": None, "rng": (3, (1, 2.0))}
+    assert checkpoints.first_not_finite(finite) is None
+    wrong = {"optimizer": {"state": [{"step": 1}, {"momentum": torch.tensor([1.0, np.nan])}]}}
+    assert checkpoints.first_not_finite(wrong) == "optimizer state 1 momentum"
     with pytest.raises(distributed.Diverged, match="epoch 1, step 0: mean 0 is not finite"):
         train("--save", tmp_path / "run", facts={"mean": [float("nan")]})
     assert not (tmp_path / "run/checkpoint.pt").exists()
@@ -648,7 +609,6 @@ def test_a_checkpoint_with_such_a_number_is_not_written(tmp_path):
             "retrain.py --dataset folder --data 'my images' --image_size 32 --cutout --auxiliary --arch 'logs/a run'",
         ),
         ("train_search.py", "", "train_cifar.py --cutout --auxiliary --arch 'logs/a run'"),
-        ("train_search.py", "--cifar100", "train_cifar.py --cifar100 --cutout --auxiliary --arch 'logs/a run'"),
         (
             "train_search.py",
             "--dataset fashion_mini --tmp_data_dir elsewhere",
