@@ -32,6 +32,7 @@ def test_a_gpu_computes_as_the_flag_says(tf32, monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *_, device: None)  # which shows that the device can be used
     args = argparse.Namespace(device="cuda", gpu=None, amp=True, tf32=tf32)
     assert utils.choose_device(args) == torch.device("cuda:0")
+    utils.allow_tf32(args.tf32)
     found = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     assert found == (True, tf32, tf32)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,8 +17,10 @@ from PIL import Image
 import evaluate
 import genotypes
 import imagenet_split
+import model
 import retrain
 import search
+import utils
 from lib import checkpoints, cli, data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +86,7 @@ def check_retraining(folder: Path) -> None:
     (line,) = history(folder)
     assert line["drop_path"] == 0 and 0 <= line["test_acc"] <= line["test_acc_top5"] <= 100
     best, last = (checkpoints.load_checkpoint(folder / name) for name in ("best.pt", "checkpoint.pt"))
-    assert best["epoch"] == last["epoch"] == 1 and best["best_acc_top1"] == line["test_acc"]
+    assert best["epoch"] == last["epoch"] == 1 and best["best"]["top1"] == line["test_acc"]
     assert "auxiliary_head.classifier.weight" in last["state_dict"]
     assert "auxiliary_head.features.6.weight" not in last["state_dict"]  # as in DDSAS
 
@@ -140,12 +144,34 @@ def test_from_the_split_to_the_test_on_two_processes(tree, tmp_path):
 # ---- what retraining on ImageNet consists of (ddsas.md, section 5) -------------------------------------------------
 
 
-def test_the_settings_of_the_script_are_the_published_ones():
+def parse_script(*more: str) -> argparse.Namespace:
+    """The arguments of retrain_imagenet.sh, and more."""
     text = (ROOT / "shell" / "retrain_imagenet.sh").read_text().replace("\\\n", " ")
-    args = cli.parse(retrain.get_parser(), text[text.index("--dataset") : text.index('"$@"')].split())
+    words = text[text.index("--dataset") : text.index('"$@"')].split()
+    return cli.parse(retrain.get_parser(), [*words, *more])
+
+
+def test_the_settings_of_the_script_are_the_published_ones():
+    args = parse_script()
     assert (args.epochs, args.batch_size, args.learning_rate, args.lr_scheduler) == (250, 1024, 0.5, "linear")
     assert (args.momentum, args.weight_decay, args.grad_clip) == (0.9, 3e-5, 5)
     assert (args.label_smooth, args.auxiliary, args.auxiliary_weight, args.drop_path_prob) == (0.1, True, 0.4, 0)
+    schedule = retrain.SCHEDULES[args.lr_scheduler]
+    rates = [utils.warmed_up(schedule(e, args.epochs, 0.5, args.learning_rate_min), e, args) for e in range(250)]
+    linear = [0.5 * (245 - e) / 245 for e in range(245)] + [0.5 * left / (245 * 5) for left in (5, 4, 3, 2, 1)]
+    assert rates == pytest.approx([rate * min(1, (e + 1) / 5) for e, rate in enumerate(linear)])
+
+
+def test_mobile_chooses_the_channels_and_is_for_large_images(monkeypatch):
+    asked = []
+    monkeypatch.setattr(model, "mobile_channels", lambda *args: asked.append(args) or 4)
+    info = data.Info(7, data.IMAGENET_MEAN, data.IMAGENET_STD, image_size=224)
+    network = retrain.build_network(parse_script("--mobile", "--layers", "3"), genotypes.DDSAS_imagenet, info)
+    assert network.init_channels == 4
+    assert asked == [(genotypes.DDSAS_imagenet, 3, 7)]  # test_model.py: 46 for 14 cells and 1000 classes
+    small = parse_script("--mobile", "--dataset", "folder")
+    with pytest.raises(cli.UserError, match="--mobile is for large images"):
+        retrain.build_network(small, genotypes.DDSAS_imagenet, dataclasses.replace(info, image_size=64))
 
 
 def test_training_images_are_jittered_and_test_images_are_not(tree):
@@ -153,7 +179,9 @@ def test_training_images_are_jittered_and_test_images_are_not(tree):
     jitter = train.images.augmented.transforms[-1]
     assert [jitter.brightness, jitter.contrast, jitter.saturation] == [(0.6, 1.4)] * 3
     assert jitter.hue == (-0.2, 0.2)
-    for searched in data.search_data("imagenet", tree / "split", batch_size=8, workers=0, image_size=64)[:2]:
+    halves = data.search_data("imagenet", tree / "split", batch_size=8, workers=0, image_size=64, train_portion=0.9)[:2]
+    assert [half.num_images for half in halves] == [60, 30]  # as imagenet_split made them
+    for searched in halves:
         assert not any(isinstance(t, type(jitter)) for t in searched.images.augmented.transforms)
     assert info.num_classes == 10
 
