@@ -204,6 +204,48 @@ def use(network: nn.Module, log: Callable[[str], None], plain: bool = False, che
     log(f"computed as defined: {reason}" if reason else "computed by fast.py, which agrees with the definition")
 
 
+def use_depthwise(network: nn.Module, log: Callable[[str], None]) -> None:
+    """Let the depthwise convolutions of a discovered network take their gradients from lib/depthwise.py, on a CPU.
+
+    Cells and operations run as they are defined. What is exchanged is how an nn.Conv2d computes, after each kind of
+    layer has given nn.Conv2d's outputs and gradients in float64; ``log`` gets a line about those that have not.
+    """
+    if next(network.parameters()).device.type != "cpu":
+        return
+    equal: dict[tuple, bool] = {}
+    for layer in network.modules():
+        if type(layer) is nn.Conv2d and layer.groups == layer.in_channels == layer.out_channels > 1:
+            kind = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+            kind += layer.bias is None, layer.padding_mode
+            if kind not in equal:
+                equal[kind] = agree_on_a_narrow_layer(*kind)
+                if not equal[kind]:
+                    log(f"computed as defined: {layer}")
+            if equal[kind]:
+                layer.forward = MethodType(convolve_layer, layer)
+
+
+def agree_on_a_narrow_layer(
+    size: tuple, stride: tuple, padding: tuple, dilation: tuple, plain: bool, mode: str
+) -> bool:
+    """Whether a depthwise convolution of four channels of this kind computes the same both ways."""
+    with keep_generators():
+        torch.manual_seed(0)
+        layer = nn.Conv2d(4, 4, size, stride, padding, dilation, 4, not plain, mode).double()
+        x = torch.randn(2, 4, 10, 10).double()
+        try:
+            return plain and agree(*(differentiate(layer, way, [x]) for way in (convolve_layer, nn.Conv2d.forward)))
+        except RuntimeError:  # a kernel that is no square, say
+            return False
+
+
+def convolve_layer(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """layer(x) for a depthwise convolution with `same` padding."""
+    if layer.stride == layer.dilation == (2, 2):  # every tap reads an even pixel
+        return depthwise.convolve(take_every_second(x, 0), layer.weight)
+    return depthwise.convolve(x, layer.weight, layer.stride[0], layer.dilation[0])
+
+
 def find_difference(network: Network) -> str | None:
     """Why the definition must run, in words; None if both ways compute the same on a narrow twin of the network."""
     if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in network.modules()):

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import fast
 import genotypes
 import model
 import utils
@@ -49,6 +50,7 @@ def main(args: argparse.Namespace) -> Path:
     meter, best = Average(device), Best()
     kept = {"state_dict": network, "optimizer": optimizer, "meter": meter, "best": best}
     run.keep(kept, describe(args, network, genotype, info))
+    fast.use_depthwise(network, run.log)
     run.write("genotype.txt", str(genotype))
     run.log(f"{args.dataset}: {train.num_images} training images, {test.num_images} test images; {device}")
     run.log(f"{genotype}")

@@ -1,10 +1,13 @@
 """Discovered networks against the published ones; parameters and multiply-adds against the papers' numbers."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from golden_arrays import assert_close, golden, load_weights
 
+import fast
 import genotypes
 from model import NetworkCIFAR, NetworkImageNet, count_multiply_adds, count_parameters, drop_path, fuse, mobile_channels
 
@@ -82,3 +85,23 @@ def test_drop_path_spares_the_identity_but_not_the_factorized_reduce():
     net(torch.rand(2, 3, 16, 16))
     assert outputs[0].abs().sum() > 0
     assert outputs[1].abs().sum() == 0
+
+
+def test_depthwise_layers_of_a_discovered_network_compute_what_conv2d_does():
+    """Retraining exchanges how they compute (fast.use_depthwise): every kind agrees, but for one with other padding."""
+    torch.manual_seed(0)
+    genotype = genotypes.load("DDSAS_cifar10")._replace(normal=[("dil_conv_5x5", 0), ("sep_conv_3x3", 1)] * 4)
+    defined = NetworkCIFAR(4, 5, 3, True, genotype).double()
+    quick, lines = copy.deepcopy(defined), []
+    fast.use_depthwise(quick, lines.append)
+    assert not lines and sum("forward" in vars(m) for m in quick.modules()) > 10
+    x, gradients = torch.randn(2, 3, 16, 16).double(), []
+    for network in (defined, quick):
+        logits, _ = network(x)
+        logits.square().sum().backward()
+        gradients.append([logits.detach(), *(p.grad for p in network.parameters() if p.grad is not None)])
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).abs().max() <= 1e-9 * a.abs().max() + 1e-12
+    other = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=0, groups=4, bias=False))
+    fast.use_depthwise(other, lines.append)
+    assert "forward" not in vars(other[0]) and len(lines) == 1 and lines[0].startswith("computed as defined: Conv2d")
