@@ -5,6 +5,7 @@ gpu.py and tests/test_cuda.py ask this. As a command it starts a script where fe
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import itertools
@@ -33,6 +34,51 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+
+class Bar:
+    """Instead of a progress bar: passes on the items, prints what is written beside it, and does nothing else."""
+
+    disable = True
+
+    def __init__(self, iterable: Iterable = (), total: int = 0, **_: object) -> None:
+        self.items, self.total = iterable, total
+
+    def __iter__(self) -> Iterator:
+        return iter(self.items)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> MagicMock:
+        return MagicMock()
+
+    @staticmethod
+    def write(text: str, file: IO | None = None, **_: object) -> None:
+        print(text, file=file)
+
+
+class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds these packages and their modules: whatever is called in them does nothing."""
+
+    packages = {"graphviz", "matplotlib", "tensorboard", "tqdm"}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        known = name.partition(".")[0] in self.packages
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> MagicMock:
+        return MagicMock(tqdm=Bar)
+
+    def exec_module(self, module: MagicMock) -> None:
+        pass
+
+
+sys.meta_path.append(StandIns())  # behind all others: only what is not installed is replaced
+
 
 from golden_arrays import active_lists, golden, load_weights  # noqa: E402
 from steps import use_tf32  # noqa: E402
@@ -129,7 +175,8 @@ class Scripts:
     def see_through(self, arguments: list[str], environment: dict[str, str] | None = None) -> str:
         """Run Python with these arguments; what it printed. RuntimeError with its last words if it fails."""
         with tempfile.TemporaryFile("w+") as log:
-            code = run([sys.executable, *arguments], log, self.left(), env=os.environ | (environment or {}))
+            environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})  # several run side by side
+            code = run([sys.executable, *arguments], log, self.left(), env=environment)
             log.seek(0)
             printed = log.read()
         if code:
@@ -153,7 +200,8 @@ class Scripts:
         words = f"{script} {TINY.replace('--epochs 1', '--epochs 3')} --checkpoint_freq 1 {more}"
         whole, folder = self.start(words), self.folder / f"killed{next(self.number)}"
         null = subprocess.DEVNULL
-        process = subprocess.Popen([sys.executable, *self.command(words, folder)], stdout=null, stderr=null)
+        command, environment = [sys.executable, *self.command(words, folder)], os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=null, stderr=null, env=environment)
         while not (folder / "history.jsonl").exists() and process.poll() is None:
             time.sleep(0.01)
         process.kill()
@@ -175,7 +223,7 @@ class Scripts:
         losses = [
             line["train_loss"]
             for method in ("ddsas", "retraining")
-            for line in lines(self.start(METHODS[method], torchrun, {"OMP_NUM_THREADS": "1"}) / "history.jsonl")
+            for line in lines(self.start(METHODS[method], torchrun) / "history.jsonl")
         ]
         return {"ok": all(0 < loss < 20 for loss in losses), "train_loss": losses}
 
@@ -203,53 +251,13 @@ def launch(script: str, *arguments: str) -> None:
     """
     sys.meta_path.insert(0, StandIns())
     sys.modules["torch.utils.tensorboard"] = MagicMock()
+    importlib.import_module("visualize").epoch_pictures = lambda line: {}
     if "WORLD_SIZE" in os.environ:
         start = dist.init_process_group
         dist.init_process_group = lambda backend, **options: start("gloo", **options)
     sys.argv = [script, *arguments]
     with count_waits(os.environ["COUNT_WAITS"]) if "COUNT_WAITS" in os.environ else nullcontext():
         runpy.run_path(str(ROOT / script), run_name="__main__")
-
-
-class Bar:
-    """Instead of a progress bar: passes on the items, prints what is written beside it, and does nothing else."""
-
-    disable = True
-
-    def __init__(self, iterable: Iterable = (), total: int = 0, **_: object) -> None:
-        self.items, self.total = iterable, total
-
-    def __iter__(self) -> Iterator:
-        return iter(self.items)
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> MagicMock:
-        return MagicMock()
-
-    @staticmethod
-    def write(text: str, file: IO | None = None, **_: object) -> None:
-        print(text, file=file)
-
-
-class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds these packages and their modules: whatever is called in them does nothing."""
-
-    packages = {"matplotlib", "tensorboard", "tqdm"}
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        known = name.partition(".")[0] in self.packages
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> MagicMock:
-        return MagicMock(tqdm=Bar)
-
-    def exec_module(self, module: MagicMock) -> None:
-        pass
 
 
 @contextmanager
