@@ -152,7 +152,7 @@ class DDSAS(Method):
 
     def summary(self) -> str:
         args = self.args
-        return f"DDSAS with {args.dss_max_ops} active operations, moved every {args.dss_freq} steps"
+        return f"{type(self).__name__} with {args.dss_max_ops} active operations, moved every {args.dss_freq} steps"
 
     def tau(self, epoch: int) -> float | None:
         return falling_tau(self.args, epoch) if self.args.gumbel else None
@@ -197,7 +197,8 @@ class DDSAS(Method):
         return self.subspace.genotype()
 
     def note(self) -> str:
-        return f", ops {'+'.join(str(int(active.sum())) for active in self.subspace.active.values())}"
+        counts = [int(active[:, self.subspace.counted].sum()) for active in self.subspace.active.values()]
+        return f", ops {'+'.join(map(str, counts))}"
 
     def replicated(self) -> dict:
         return super().replicated() | {f"active {kind}": active for kind, active in self.subspace.active.items()}

@@ -1,8 +1,7 @@
-"""The supernet (MixedOp, Cell, Network), its architecture parameters, and the dynamic subspace that a bandit moves.
+"""The supernet (MixedOp, Cell, Network) and its architecture parameters; the bandit is in space.py.
 
 The three are apart: the Network holds weights only and is told which operations are active as plain Python indices; the
-Architecture holds alpha and beta; the DynamicSpace is numpy on the CPU and knows no module. A space that does not move,
-with fixed candidates per edge, is that of DARTS and P-DARTS.
+Architecture holds alpha and beta; the bandit's DynamicSpace is numpy on the CPU and knows no module.
 """
 
 from __future__ import annotations

@@ -70,10 +70,10 @@ def main(args: argparse.Namespace) -> Path:
         run.log(f"the space: {schedule}; all other settings are those of --dataset {args.dataset}")
     if space.cells == "nasbench201":
         run.log(f"architectures are looked up in {table.source}" if table else tables.NO_TABLE)
-    if args.method == "ddsas" and args.epochs == 1 and len(train) <= args.dss_freq:
+    if kind_of(args.method) == "ddsas" and args.epochs == 1 and len(train) <= args.dss_freq:
         text = f"in {len(train)} steps --dss_freq {args.dss_freq} credits no operation, the genotype will say nothing"
         run.log(f"warning: {text}: take a smaller one, or more epochs", always=True)
-    fast.use(network, run.log, args.plain or args.checkpoint_cells)
+    fast.use(network, run.log, args.plain, args.checkpoint_cells)  # may exchange network.forward for a faster one
     flops = costs.MultiplyAdds(network, info.image_size)
 
     for epoch in range(run.epoch, args.epochs):
@@ -207,7 +207,7 @@ def in_words(looked_up: dict) -> str:
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
-METHOD_FLAGS = {  # what other methods have no use for
+METHOD_FLAGS = {  # what other methods have no use for; see kind_of
     **dict.fromkeys(("dss_max_ops", "dss_freq", "rdss_prob", "confidence", "begin"), {"ddsas"}),
     **dict.fromkeys(("saliency_type", "no_norm", "gumbel", "scale_space", "decay_inactive"), {"ddsas"}),
     **dict.fromkeys(("tau_min", "tau_max"), {"ddsas", "gdas"}),
@@ -216,12 +216,18 @@ METHOD_FLAGS = {  # what other methods have no use for
 }
 
 
+def kind_of(method: str) -> str:
+    """Whose flags a method takes: its own, or those of the one of these three that it inherits from."""
+    classes = METHODS[method].__mro__ if method in METHODS else ()
+    return next((name for cls in classes for name in ("ddsas", "gdas", "darts") if METHODS[name] is cls), method)
+
+
 def check(args: argparse.Namespace) -> None:
     """UserError for arguments that make no sense together."""
     space = genotypes.SPACES[args.space_config]
     cells = CELLS[space.cells]
     for flag, methods in METHOD_FLAGS.items():
-        if flag in args.given and args.method not in methods:
+        if flag in args.given and kind_of(args.method) not in methods:
             raise UserError(f"--{flag} is for --method {' or '.join(sorted(methods))}, not {args.method}: leave it out")
     if space.cells == "nasbench201" and args.checkpoint_cells:
         raise UserError("--checkpoint_cells is for the DARTS space; NAS-Bench-201's supernet is small: leave it out")
@@ -229,7 +235,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--table is for --space_config nasbench201: no other space has its networks trained")
     if args.scale_space and not (space.shrink or space.expand):
         raise UserError(f"--scale_space: the space {args.space_config} stays as it is over the epochs: leave it out")
-    if args.method == "ddsas" and args.dss_max_ops < cells.num_edges:
+    if kind_of(args.method) == "ddsas" and args.dss_max_ops < cells.num_edges:
         raise UserError(f"--dss_max_ops {args.dss_max_ops}: at least {cells.num_edges}, one operation per edge")
     if args.tau_min > args.tau_max:
         raise UserError(f"--tau_min {args.tau_min} is larger than --tau_max {args.tau_max}: tau falls over the epochs")
@@ -240,7 +246,7 @@ def check(args: argparse.Namespace) -> None:
 def check_longer(args: argparse.Namespace, stored: dict) -> None:
     """A resumed search keeps its number of epochs, unless no schedule depends on it: then more may be asked for."""
     constant = args.learning_rate_min == args.learning_rate
-    other_schedules = args.gumbel or args.method == "gdas" or args.scale_space
+    other_schedules = args.gumbel or kind_of(args.method) == "gdas" or args.scale_space
     cli.check_longer(args.epochs, stored["epochs"], constant and not other_schedules)
 
 

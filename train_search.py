@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> Path:
             f"stage {stage + 1} of {STAGES}, epochs {stage * args.epochs} to {(stage + 1) * args.epochs - 1}:"
             f" {layers} cells, {num_ops} operations per edge, dropout {rate} behind skip connections"
         )
-        fast.use(network, run.log, args.plain or args.checkpoint_cells)
+        fast.use(network, run.log, args.plain, args.checkpoint_cells)  # may exchange network.forward for a faster one
         flops = costs.MultiplyAdds(network, info.image_size)
 
         for epoch in range(run.epoch - stage * args.epochs, args.epochs):  # of this stage
@@ -346,7 +346,7 @@ def get_parser() -> cli.Parser:
     parser.ignore("--local_rank", "--local-rank")  # of the published script
     parser.set_defaults(save="logs/", note="try", seed=2)  # --save: see cli.prefix_save
     parser.set_defaults(epochs=25, batch_size=96, layers=5, arch_learning_rate=6e-4, arch_grad_clip=5.0)
-    parser.set_defaults(drop_path_prob=0.3)
+    parser.set_defaults(drop_path_prob=0.3)  # published, and without effect: a supernet drops no path
     return parser
 
 

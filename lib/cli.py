@@ -164,7 +164,7 @@ def add_search_arguments(parser: Parser) -> None:
     add("--drop_path_prob", PROBABILITY, 0.0, "of the published commands; without effect, a supernet has none")
     add("--flops_weight", RATE, 0.0, "weight of the expected multiply-adds in the loss", metavar="LAMBDA")
     add("--checkpoint_cells", bool, False, "nearly half the memory: cells are computed again in the backward pass")
-    add("--plain", bool, False, "compute as the definitions say, without fast.py: slower, same numbers")
+    add("--plain", bool, False, "compute as the definitions say, without fast.py: slower, the same up to rounding")
 
 
 def add_run_arguments(parser: Parser) -> None:

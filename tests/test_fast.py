@@ -181,13 +181,30 @@ EDITS = [  # a class, its method, the edit, the class that the line names
 @pytest.mark.parametrize(("edited", "method", "edit", "named"), EDITS)
 def test_an_edit_counts_and_is_named(monkeypatch, edited, method, edit, named):
     monkeypatch.setattr(edited, method, edit(getattr(edited, method)), raising=False)
-    assert line_of(Network(4, 10, 3, FEW)) == f"computed as defined: fast.py differs in {named}"
+    assert line_of(Network(4, 10, 3, FEW)) == f"computed as defined: fast.py was written for another {named}"
+
+
+def test_a_factor_that_grows_over_the_steps_counts(monkeypatch):
+    """Numbers at the start do not tell, the code does; comments and new methods are no edit."""
+
+    def annealed(self, x, weights, active):
+        return self.factor * sum(weights[k] * self._ops[k](x) for k in active)
+
+    monkeypatch.setattr(model_search.MixedOp, "factor", 1.0, raising=False)
+    assert line_of(Network(4, 10, 3, FEW)) == AGREES
+    monkeypatch.setattr(model_search.MixedOp, "forward", annealed)
+    assert line_of(Network(4, 10, 3, FEW)) == "computed as defined: fast.py was written for another MixedOp"
+
+
+def test_the_code_that_fast_py_was_written_for_is_that_of_today():
+    kinds = Network, model_search.Cell, model_search.MixedOp, *fast.OPERATIONS
+    assert {fast.digest(kind) for kind in kinds} == fast.WRITTEN_FOR
 
 
 def test_partial_channels_are_noticed(monkeypatch):
     monkeypatch.setattr(model_search.MixedOp, "__init__", quarter(model_search.MixedOp.__init__))
     monkeypatch.setattr(model_search.MixedOp, "forward", partial_channels(model_search.MixedOp.forward))
-    assert line_of(Network(8, 10, 3, FEW)) == "computed as defined: fast.py differs in MixedOp"
+    assert line_of(Network(8, 10, 3, FEW)) == "computed as defined: fast.py was written for another MixedOp"
 
 
 def test_a_subclass_and_dropout_are_noticed(monkeypatch):
@@ -195,8 +212,10 @@ def test_a_subclass_and_dropout_are_noticed(monkeypatch):
         def forward(self, x, weights, active):
             return 2 * super().forward(x, weights, active)
 
-    assert line_of(Doubled(4, 10, 3, FEW)) == "computed as defined: fast.py differs in Doubled"
-    monkeypatch.setattr(Network, "stems", lambda self, x: (F.dropout(self.stem(x)),) * 2)
+    assert line_of(Doubled(4, 10, 3, FEW)) == "computed as defined: fast.py was written for another Doubled"
+    monkeypatch.setitem(
+        OPS, "sep_conv_3x3", lambda C, stride, affine: nn.Sequential(nn.AvgPool2d(1, stride), nn.Dropout())
+    )
     assert line_of(Network(4, 10, 3, FEW)) == "computed as defined: the definition draws random numbers"
 
 
@@ -206,31 +225,32 @@ def sep_conv(C, stride, affine, change=lambda op: None):
     return op
 
 
-LAYERS = {  # what a line of OPS may build; None: computed the fast way, which reads the layers
-    "another kernel": (lambda C, stride, affine: operations.SepConv(C, C, 7, stride, affine), None),
-    "another layer": (lambda C, stride, affine: nn.Conv2d(C, C, 3, stride, 1), None),
-    "affine": (lambda C, stride, affine: sep_conv(C, stride, True), "SepConv"),
-    "momentum": (lambda *a: sep_conv(*a, lambda op: setattr(op.op[7], "momentum", 0.3)), None),
-    "epsilon": (lambda *a: sep_conv(*a, lambda op: setattr(op.op[3], "eps", 0.1)), None),
-    "no statistics": (lambda *a: sep_conv(*a, lambda op: op.op.__setitem__(7, nn.Identity())), "SepConv"),
-    "another padding": (lambda *a: sep_conv(*a, lambda op: setattr(op.op[5], "padding_mode", "circular")), "SepConv"),
+LAYERS = {  # what a line of OPS may build, and whether the fast way reads it from the layers
+    "another kernel": (lambda C, stride, affine: operations.SepConv(C, C, 7, stride, affine), True),
+    "another layer": (lambda C, stride, affine: nn.Conv2d(C, C, 3, stride, 1), True),
+    "affine": (lambda C, stride, affine: sep_conv(C, stride, True), False),
+    "momentum": (lambda *a: sep_conv(*a, lambda op: setattr(op.op[7], "momentum", 0.3)), True),
+    "epsilon": (lambda *a: sep_conv(*a, lambda op: setattr(op.op[3], "eps", 0.1)), True),
+    "no statistics": (lambda *a: sep_conv(*a, lambda op: op.op.__setitem__(7, nn.Identity())), False),
+    "another padding": (lambda *a: sep_conv(*a, lambda op: setattr(op.op[5], "padding_mode", "circular")), False),
 }
 
 
 @pytest.mark.parametrize("change", LAYERS)
 def test_other_layers_are_read_or_noticed(monkeypatch, change):
-    build, named = LAYERS[change]
+    build, read = LAYERS[change]
     monkeypatch.setitem(OPS, "sep_conv_3x3", build)
     network = Network(4, 3, 3, FEW)
-    assert line_of(network) == (AGREES if named is None else f"computed as defined: fast.py differs in {named}")
+    assert line_of(network) == (AGREES if read else "computed as defined: fast.py gives other numbers")
 
 
 def test_generators_come_back_even_after_a_failure(monkeypatch):
-    def fail(self, x, weights, active):
-        random.random(), np.random.rand(), torch.rand(1)
-        raise ValueError("not for 16 pixels")
+    class Fails(nn.Module):
+        def forward(self, x):
+            random.random(), np.random.rand(), torch.rand(1)
+            raise ValueError("not for 16 pixels")
 
-    monkeypatch.setattr(Network, "forward", fail)
+    monkeypatch.setitem(OPS, "sep_conv_3x3", lambda C, stride, affine: Fails())
     network = Network(4, 10, 3, FEW)
     before = fast.generators()
     assert "ValueError: not for 16 pixels" in line_of(network)

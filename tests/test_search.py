@@ -420,3 +420,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pictures, tmp_pa
     with pytest.raises(distributed.Diverged, match="epoch 0, step [1-9].*gradient norm"):
         run_search(pictures, tmp_path / "run", "--learning_rate 1e30 --grad_clip 0 --batch_size 6")
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_method_takes_the_flags_of_the_one_that_it_inherits_from(monkeypatch):
+    for name, parent in (("own-ddsas", "ddsas"), ("own-darts", "darts")):
+        monkeypatch.setitem(METHODS, name, type("Own", (METHODS[parent],), {}))
+        assert search.kind_of(name) == parent
+    assert [search.kind_of(name) for name in ("gdas", "rws", "random")] == ["gdas", "rws", "random"]
+    with pytest.raises(cli.UserError, match="--dss_freq is for --method ddsas, not own-darts"):
+        search.check(SimpleNamespace(**vars(arguments("--dss_freq 5")) | {"method": "own-darts"}))
+    search.check(SimpleNamespace(**vars(arguments("--dss_freq 5")) | {"method": "own-ddsas"}))
