@@ -142,9 +142,8 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
 
 
-def save(draw: Callable[[], Figure], path: Path, small: bool = True) -> None:
+def save(draw: Callable[[], Figure], path: Path) -> None:
     """Write the figure that ``draw()`` returns as svg and png, with small text for one column of a paper."""
-    sizes = {"font.size": 7, "axes.titlesize": 7.5, "legend.fontsize": 6.5} if small else {}
-    with matplotlib.rc_context(RC | sizes):
+    with matplotlib.rc_context(RC | {"font.size": 7, "axes.titlesize": 7.5, "legend.fontsize": 6.5}):
         save_figure(draw(), path)
     print(f"figure: {path}.png and .svg")

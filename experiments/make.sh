@@ -17,4 +17,3 @@ tell() { # MODULE [FILE]: what it prints replaces what stands in FILE between <!
 tell figure1 docs/nasbench201.md
 tell study docs/study.md
 if [ -f figure/data/truth.jsonl ]; then tell truth docs/nasbench201.md; fi
-tell figure2

@@ -76,9 +76,9 @@ def style_of(op: str) -> Style:
     return Style(label, *look, {"1": 0.8, "5": 2.3, "7": 3.3}.get(op[-1], 1.3))
 
 
-def line_style(op: str, scale: float = 0.8) -> dict:
+def line_style(op: str) -> dict:
     """The arguments of matplotlib for a line that stands for an operation."""
-    return {"color": style_of(op).color, "linestyle": style_of(op).dashes, "linewidth": scale * style_of(op).width}
+    return {"color": style_of(op).color, "linestyle": style_of(op).dashes, "linewidth": 0.8 * style_of(op).width}
 
 
 def tint(color: str, strength: float = 0.16) -> str:
