@@ -218,9 +218,9 @@ def look_up(genotype: Genotype201, table: tables.Table | None) -> dict[str, obje
     """What the table knows of a cell: accuracy in percent, rank and better_than (%) on each of its data sets."""
     record = {"architecture": str(genotype), "source": table.source if table else tables.NO_TABLE}
     for name in table.datasets if table and table.accuracy(genotype) else ():
-        accuracy, (rank, count) = table.accuracy(genotype, name), table.rank(genotype, name)
-        better_than = round(table.better_than(genotype, name), 2)
-        record[name] = {"accuracy": accuracy, "rank": rank, "count": count, "better_than": better_than}
+        accuracy, (rank, worse) = table.accuracy(genotype)[name], table.standing(genotype, name)
+        better_than = round(100 * worse / len(table), 2)
+        record[name] = {"accuracy": accuracy, "rank": rank, "count": len(table), "better_than": better_than}
     return record
 
 

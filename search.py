@@ -194,7 +194,7 @@ def look_up(table: tables.Table | None, genotype) -> dict:
     """For a line of history: the accuracy in percent per data set, and the rank on CIFAR-10 (1: the best)."""
     if table is None or not (found := table.accuracy(genotype)):
         return {}
-    return {"table_acc": found, "table_rank": table.rank(genotype)[0], "table_size": len(table)}
+    return {"table_acc": found, "table_rank": table.standing(genotype)[0], "table_size": len(table)}
 
 
 def in_words(looked_up: dict) -> str:

@@ -8,9 +8,10 @@ import importlib.util
 import io
 import pickle  # the one place where it may be used, on one file whose every byte is known
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from lib.cli import UserError
 from lib.genotype_io import CELL, CELL_OPERATIONS, parse_cell, shorten
@@ -18,7 +19,6 @@ from lib.genotype_io import CELL, CELL_OPERATIONS, parse_cell, shorten
 DATASETS = ("cifar10", "cifar100", "imagenet16")  # imagenet16: ImageNet16-120, 120 classes of 16x16 pixels
 SIZE = len(CELL_OPERATIONS) ** CELL.count("{}")  # 15,625 cells
 NO_TABLE = "no table of accuracies: pip install --no-deps analog-nasbench (or --table FILE.csv) brings one"
-MAX_FILE = 16_000_000  # bytes; the package's file has 5.6 million
 
 
 class Table:
@@ -32,31 +32,19 @@ class Table:
         self.accuracies = accuracies
         self.source = f"{source}, {len(accuracies):,} of {SIZE:,} architectures"
         self.datasets = tuple(next(iter(accuracies.values())))
-        self._sorted = {name: sorted(row[name] for row in accuracies.values()) for name in self.datasets}
+        self._columns = {name: np.array([row[name] for row in accuracies.values()]) for name in self.datasets}
 
     def __len__(self) -> int:
         return len(self.accuracies)
 
-    def best(self, dataset: str = "cifar10") -> str:
-        """The cell of highest accuracy, of equals the first in the table."""
-        return max(self.accuracies, key=lambda cell: self.accuracies[cell][dataset])
+    def accuracy(self, genotype: object) -> dict[str, float] | None:
+        """Its accuracies by data set; None if the table does not have it."""
+        return self.accuracies.get(str(genotype))
 
-    def accuracy(self, genotype: object, dataset: str | None = None) -> dict[str, float] | float | None:
-        """Its accuracies by data set, or that on one; None if the table does not have it."""
-        row = self.accuracies.get(str(genotype))
-        return row if row is None or dataset is None else row.get(dataset)
-
-    def rank(self, genotype: object, dataset: str = "cifar10") -> tuple[int, int] | None:
-        """(rank, number of cells in the table): 1 is the best, equals share the best rank. None as above."""
-        accuracy = self.accuracy(genotype, dataset)
-        if accuracy is None:
-            return None
-        return 1 + len(self) - bisect_right(self._sorted[dataset], accuracy), len(self)
-
-    def better_than(self, genotype: object, dataset: str = "cifar10") -> float | None:
-        """The share of the table's cells that are worse, in percent. None as above."""
-        accuracy = self.accuracy(genotype, dataset)
-        return None if accuracy is None else 100 * bisect_left(self._sorted[dataset], accuracy) / len(self)
+    def standing(self, genotype: object, dataset: str = "cifar10") -> tuple[int, int]:
+        """The rank of a cell that the table has (1 is the best, equals share the best rank), and how many are worse."""
+        own, every = self.accuracies[str(genotype)][dataset], self._columns[dataset]
+        return 1 + int((every > own).sum()), int((every < own).sum())
 
 
 def load_table(path: str | Path | None = None) -> Table | None:
@@ -74,15 +62,11 @@ def load_table(path: str | Path | None = None) -> Table | None:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: expected a file")
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+        if path.is_file():
+            return path.read_bytes()
+        raise UserError(f"{path} cannot be read: expected a file")
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise UserError(f"{shorten(path)}: cannot be read ({getattr(error, 'strerror', error)})") from None
-    if len(data) > MAX_FILE:
-        raise UserError(f"{path}: larger than {MAX_FILE:,} bytes, no table is")
-    return data
+        raise UserError(f"{shorten(path)} cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
 # ---- a file of one's own ---------------------------------------------------------------------------------------------
@@ -97,13 +81,12 @@ def _read_csv(path: Path) -> dict[str, dict[str, float]]:
     columns = ["architecture", "cifar10"]
     try:
         rows = csv.reader(io.StringIO(_read_bytes(path).decode("utf-8-sig"), newline=""), strict=True)
-        for number, row in enumerate(row for row in rows if row):
-            if number == 0 and "architecture" in row:
+        for row in filter(None, rows):
+            if not accuracies and "architecture" in row:
                 columns = ["cifar10" if name == "accuracy" else name for name in row]
                 if len(columns) < 2 or len(set(columns)) < len(columns) or set(columns) - {"architecture", *DATASETS}:
-                    raise ValueError(
-                        f"columns {shorten(', '.join(row))}; expected architecture and {' '.join(DATASETS)}"
-                    )
+                    expected = f"expected architecture and {' '.join(DATASETS)}"
+                    raise ValueError(f"columns {shorten(', '.join(row))}; {expected}")
                 continue
             if len(row) != len(columns):
                 raise ValueError(f"{len(row)} fields, expected {','.join(columns)}")
@@ -111,7 +94,9 @@ def _read_csv(path: Path) -> dict[str, dict[str, float]]:
             cell = CELL.format(*parse_cell(fields.pop("architecture")))
             if cell in accuracies:
                 raise ValueError(f"{cell} stands in the table a second time")
-            accuracies[cell] = {name: _read_percent(text) for name, text in fields.items()}
+            accuracies[cell] = {name: float(text) for name, text in fields.items()}
+            if not all(0 <= value <= 100 for value in accuracies[cell].values()):  # NaN is neither
+                raise ValueError(f"accuracy {shorten(', '.join(fields.values()))}, expected numbers from 0 to 100")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file; expected lines architecture,accuracy") from None
     except (ValueError, csv.Error) as error:
@@ -121,35 +106,18 @@ def _read_csv(path: Path) -> dict[str, dict[str, float]]:
     return accuracies
 
 
-def _read_percent(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 100:  # NaN is neither
-        raise ValueError(f"accuracy {shorten(text)}, expected a number from 0 to 100")
-    return value
-
-
 # ---- the package's file: a pickled dict, six indices -> an object whose baseline_accuracy is CIFAR-10's in percent ---
 
 PACKAGE_SHA256 = {"85f3435b877aa2d36268d55ce07f6ff6d73643d17a840f1941745da5eb80db32"}  # of data.anb; release 0.1.3
 PACKAGE_OPERATIONS = ["skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3"]
-PACKAGE_EDGES = (
-    0,
-    1,
-    3,
-    2,
-    4,
-    5,
-)  # its edges go out from node 0, then 1, then 2; in CELL they go into 1, then 2, then 3
-PACKAGE_CLASSES = {("analognasbench.data", name): type(name, (), {}) for name in ("Architecture", "DriftMeasurement")}
+PACKAGE_EDGES = (0, 1, 3, 2, 4, 5)  # its edges go out from node 0, then 1, then 2; CELL's go into 1, then 2, then 3
 
 
 class _Reader(pickle.Unpickler):
-    """Knows a blank class for each of the package's two, and nothing else."""
+    """Makes a blank class of every name, so that nothing of the package, or of Python, is run."""
 
     def find_class(self, module: str, name: str) -> type:
-        if (module, name) not in PACKAGE_CLASSES:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return PACKAGE_CLASSES[module, name]
+        return type(name, (), {})
 
 
 def _read_package(path: Path) -> dict[str, dict[str, float]]:
@@ -160,12 +128,9 @@ def _read_package(path: Path) -> dict[str, dict[str, float]]:
         raise UserError(
             f"{path}: not the file of analog-nasbench 0.1.3, so not read; {again}, or give --table FILE.csv"
         )
-    return {
-        CELL.format(*(PACKAGE_OPERATIONS[indices[i]] for i in PACKAGE_EDGES)): {
-            "cifar10": float(entry.baseline_accuracy)
-        }
-        for indices, entry in _Reader(io.BytesIO(data)).load().items()
-    }
+    cells = _Reader(io.BytesIO(data)).load().items()
+    texts = [CELL.format(*(PACKAGE_OPERATIONS[indices[i]] for i in PACKAGE_EDGES)) for indices, _ in cells]
+    return {text: {"cifar10": float(cell.baseline_accuracy)} for text, (_, cell) in zip(texts, cells, strict=True)}
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------------------
