@@ -1,62 +1,61 @@
 """The two subsets of ImageNet that a search reads: 10 % of each class to train weights, 2.5 % for the architecture.
 
     python imagenet_split.py --data .data/imagenet --out .data/imagenet_split
-    python imagenet_split.py --data .data/imagenet --out .data/imagenet_split --check     # open every image instead
 
-Reads DATA/train/<class>/*.JPEG and makes OUT/train/<class>/ and OUT/val/<class>/, disjoint, as hard links: no image is
-stored twice. The papers give the fractions of a class, not its images: the choice is this script's, by a seed, and the
-same arguments always pick the same images. A run that was interrupted completes when started again.
+Reads DATA/train/<class>/*.JPEG and makes OUT/train/<class>/ and OUT/val/<class>/, disjoint, as hard links, or symbolic
+ones on another file system: no image is stored twice. The papers give the fractions of a class, not its images: the
+choice is this script's, by a seed, and the same arguments always pick the same images. A run that was interrupted
+completes when started again.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import json
-import multiprocessing
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from lib.checkpoints import write_whole
 from lib.cli import Parser, UserError, number, progress, run_script
-from lib.images import list_classes, list_names, read_image
+from lib.images import list_classes
+from lib.records import read_json
 
 PARTS = ("train", "val")
-MANIFEST = "split.json"  # written last: it marks a finished split
-TEMPORARY = ".part"  # ending of a copy that is under way
+MANIFEST = "split.json"  # written first
 
 
 def main(args: argparse.Namespace) -> None:
-    """Make the split, or with ``--check`` look at every image."""
+    """Place the picked images of every class, those of them that are not there yet."""
     data, out = Path(args.data), Path(args.out)
     if not (data / "train").is_dir():
         raise UserError(f"--data {data}: no folder {data / 'train'}; expected {data}/train/<class>/<image>")
-    if args.check:
-        check(data, out)
-    else:
-        split(data, out, args)
-
-
-def split(data: Path, out: Path, args: argparse.Namespace) -> None:
-    """Place the picked images of every class; a finished split is left as it is."""
     check_arguments(data, out, args)
-    wanted = {"data": os.path.relpath(data.resolve(), out.resolve())}  # relative: both folders may move together
-    wanted |= {"train": args.train, "val": args.val, "seed": args.seed, "mode": args.mode}
-    if (out / MANIFEST).exists():
-        print(f"{out}: finished before, {recognise(out, wanted)}")
-        return
     classes = list_classes(data / "train", least=1)
     plan = {name: pick(name, [file for file, _ in files], args) for name, files in classes.items()}
-    check_leftovers(out, plan)
-    for name, parts in progress(plan.items(), desc=f"{args.mode} images"):
-        for part, images in parts.items():
-            place(data / "train" / name, out / part / name, images, args.mode)
-    counts = {part: sum(len(parts[part]) for parts in plan.values()) for part in PARTS}
-    write_whole(out / MANIFEST, json.dumps(wanted | {"classes": len(plan), "images": counts}, indent=2) + "\n")
-    print(f"{out}: {described(json.loads((out / MANIFEST).read_text()))}")
+    images = {part: sum(len(parts[part]) for parts in plan.values()) for part in PARTS}
+    manifest = {"data": os.path.relpath(data.resolve(), out.resolve())}  # relative: both folders may move together
+    manifest |= {"train": args.train, "val": args.val, "seed": args.seed, "classes": len(plan), "images": images}
+    claim(out, manifest)
+    for name, parts in progress(plan.items(), desc="link images"):
+        for part in PARTS:
+            place(data / "train" / name, out / part / name, parts[part])
+    print(f"{out}: {len(plan)} classes, {images['train']} images in train/ and {images['val']} in val/")
+
+
+def claim(out: Path, manifest: dict) -> None:
+    """Make the folder of a split, or find it as an earlier run has left it; UserError if it holds anything else."""
+    if not (out / MANIFEST).exists():
+        if out.is_dir() and os.listdir(out):
+            raise UserError(f"--out {out}: holds files, none of them {MANIFEST}; give an empty --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    made = read_json(out / MANIFEST)
+    for name, value in manifest.items():
+        if made.get(name) != value:
+            found = f"{out} is a split with {name} = {made.get(name)}, asked for {value}"
+            raise UserError(f"{found}; nothing was changed: give another --out, or remove that folder first")
 
 
 def check_arguments(data: Path, out: Path, args: argparse.Namespace) -> None:
@@ -68,26 +67,6 @@ def check_arguments(data: Path, out: Path, args: argparse.Namespace) -> None:
     source, target = (data / "train").resolve(), out.resolve()
     if target == data.resolve() or target == source or source in target.parents:
         raise UserError(f"--out {out}: would mix the split with the images of {source}; give a folder of its own")
-
-
-def recognise(out: Path, wanted: dict) -> str:
-    """A line about the finished split in ``out``; UserError if it was made with other arguments than ``wanted``."""
-    try:
-        made = json.loads((out / MANIFEST).read_text())
-        line = described(made)
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{out / MANIFEST}: not written by imagenet_split.py; give another --out") from None
-    for name, value in wanted.items():
-        if made.get(name) != value:
-            found = f"{out} is a finished split with {name} = {made.get(name)}, asked for {value}"
-            raise UserError(f"{found}; nothing was changed: give another --out, or remove that folder first")
-    return line
-
-
-def described(manifest: dict) -> str:
-    """The contents of a finished split in a line."""
-    images = manifest["images"]
-    return f"{manifest['classes']} classes, {images['train']} images in train/ and {images['val']} in val/"
 
 
 def pick(name: str, files: list[str], args: argparse.Namespace) -> dict[str, list[str]]:
@@ -105,77 +84,16 @@ def pick(name: str, files: list[str], args: argparse.Namespace) -> dict[str, lis
     return {"train": sorted(chosen[:num_train]), "val": sorted(chosen[num_train:])}
 
 
-def check_leftovers(out: Path, plan: dict[str, dict[str, list[str]]]) -> None:
-    """Everything in ``out`` must be part of the split, as an interrupted run left it; UserError otherwise.
-
-    Unfinished copies are removed.
-    """
-    for part in PARTS:
-        planned = {out / part / name / file for name, parts in plan.items() for file in parts[part]}
-        for path in (path for path in (out / part).rglob("*") if not path.is_dir()):
-            if path.name.endswith(TEMPORARY):
-                path.unlink()
-            elif path not in planned:
-                other = f"{out} holds the files of another one, or of an interrupted run with other arguments"
-                raise UserError(f"{path} does not belong to this split: {other}; give an empty --out")
-
-
-def place(source: Path, target: Path, images: list[str], mode: str) -> None:
-    """Link or copy images of a class; those that are there already stay. Each is whole or absent at any moment."""
+def place(source: Path, target: Path, images: list[str]) -> None:
+    """Link the images of a class; those that are there already stay."""
     for name in images:
-        if not (target / name).exists():
+        if not os.path.lexists(target / name):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            link((source / name).resolve(), target / name) if mode == "link" else copy(source / name, target / name)
-
-
-def link(source: Path, target: Path) -> None:
-    """A hard link, or a UserError that says what to do where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            apart = f"{source} and {target.parent} lie on different file systems, where no hard links are possible"
-            raise UserError(f"{apart}: use --mode copy, or an --out beside the images") from None
-        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            raise UserError(f"{source}: cannot be hard-linked ({error.strerror}): use --mode copy") from None
-        raise
-
-
-def copy(source: Path, target: Path) -> None:
-    """A copy that has its name only when it is whole."""
-    temporary = target.with_name(target.name + TEMPORARY)
-    try:
-        shutil.copy2(source, temporary)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"disk full at {target}: free space and run the same command again, it completes") from None
-        raise
-    temporary.replace(target)
-
-
-def check(data: Path, out: Path) -> None:
-    """Open every image of both folders, list the unreadable ones and exit with 1 if there are any."""
-    paths = {}  # by file, so that the hard links of a split are not opened again
-    for part in (root / part for root in (data, out) for part in PARTS if (root / part).is_dir()):
-        for name, files in list_classes(part, least=1).items():
-            for path in (part / name / file for file, _ in files):
-                status = path.stat() if path.exists() else None
-                paths.setdefault((status.st_dev, status.st_ino) if status else path, str(path))
-    bad = 0
-    with multiprocessing.Pool(2) as pool:
-        lines = pool.imap(unreadable, paths.values(), chunksize=32)
-        for line in filter(None, progress(lines, total=len(paths), desc="opening")):
-            bad += 1
-            print(list_names([line]), flush=True)
-    print(f"{len(paths)} images opened, {bad} unreadable")
-    if bad:
-        raise SystemExit(1)
-
-
-def unreadable(path: str) -> str | None:
-    """The path and why no network can be trained on it; None if it is a good image."""
-    image = read_image(path)
-    return image if isinstance(image, str) else None
+            original = (source / name).resolve()
+            try:
+                os.link(original, target / name)
+            except OSError:  # on another file system, or on one that has no hard links
+                os.symlink(original, target / name)
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -186,8 +104,6 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", type=float, default=0.1, help="fraction of each class that trains the weights")
     parser.add_argument("--val", type=float, default=0.025, help="fraction that trains the architecture")
     parser.add_argument("--seed", type=number(int, 0), default=0)
-    parser.add_argument("--mode", choices=("link", "copy"), default="link", help="hard links take no space")
-    parser.add_argument("--check", action="store_true", help="make nothing; open every image, list the unreadable ones")
     return parser
 
 
