@@ -80,7 +80,12 @@ class AuxiliaryHead(nn.Module):
 
 
 class Network(nn.Module):
-    """What both networks share: cells with two reductions, the auxiliary head, pooling and the linear classifier."""
+    """What both networks share: cells with two reductions, the auxiliary head, pooling and the linear classifier.
+
+    Each makes its stem, and says with ``stems`` what it makes of images: the two inputs of the first cell.
+    """
+
+    large: bool  # images, for which the stem has a stride of 8
 
     def __init__(
         self,
@@ -89,15 +94,13 @@ class Network(nn.Module):
         layers: int,
         auxiliary: bool,
         genotype: Genotype,
-        C_stem: int,
-        reduction_first: bool,
-        auxiliary_stride: int,
-        auxiliary_second_bn: bool,
+        second_bn: bool | None = None,  # of the auxiliary head; None: in NetworkCIFAR only
     ) -> None:
         super().__init__()
         self.drop_path_prob = 0.0
         self._auxiliary_layer = 2 * layers // 3
-        C_prev_prev, C_prev, reduction_prev = C_stem, C_stem, reduction_first
+        C_first, C_stem = C, C if self.large else 3 * C
+        C_prev_prev, C_prev, reduction_prev = C_stem, C_stem, self.large
         self.cells = nn.ModuleList()
         for layer in range(layers):
             reduction = layer in (layers // 3, 2 * layers // 3)
@@ -108,13 +111,11 @@ class Network(nn.Module):
             if layer == self._auxiliary_layer:
                 C_auxiliary = C_prev
         if auxiliary:
-            self.auxiliary_head = AuxiliaryHead(C_auxiliary, num_classes, auxiliary_stride, auxiliary_second_bn)
+            stride, second_bn = 2 if self.large else 3, not self.large if second_bn is None else second_bn
+            self.auxiliary_head = AuxiliaryHead(C_auxiliary, num_classes, stride, second_bn)
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_prev, num_classes)
-
-    def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two inputs of the first cell."""
-        raise NotImplementedError
+        self.make_stem(C_first)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (N, classes) of images (N, 3, H, W), and those of the auxiliary head in training mode, else None."""
@@ -130,18 +131,9 @@ class Network(nn.Module):
 class NetworkCIFAR(Network):
     """For small images such as CIFAR's: a 3x3 stem without stride."""
 
-    def __init__(self, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype) -> None:
-        super().__init__(
-            C,
-            num_classes,
-            layers,
-            auxiliary,
-            genotype,
-            C_stem=3 * C,
-            reduction_first=False,
-            auxiliary_stride=3,
-            auxiliary_second_bn=True,
-        )
+    large = False
+
+    def make_stem(self, C: int) -> None:
         self.stem = nn.Sequential(nn.Conv2d(3, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
 
     def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,28 +142,11 @@ class NetworkCIFAR(Network):
 
 
 class NetworkImageNet(Network):
-    """For ImageNet: a stem of stride 8. The auxiliary head of P-DARTS has a second BatchNorm, that of DDSAS has not."""
+    """For ImageNet: a stem of stride 8. P-DARTS' auxiliary head has a second BatchNorm, that of DDSAS has not."""
 
-    def __init__(
-        self,
-        C: int,
-        num_classes: int,
-        layers: int,
-        auxiliary: bool,
-        genotype: Genotype,
-        auxiliary_second_bn: bool = False,
-    ) -> None:
-        super().__init__(
-            C,
-            num_classes,
-            layers,
-            auxiliary,
-            genotype,
-            C_stem=C,
-            reduction_first=True,
-            auxiliary_stride=2,
-            auxiliary_second_bn=auxiliary_second_bn,
-        )
+    large = True
+
+    def make_stem(self, C: int) -> None:
         self.stem0, self.stem1 = imagenet_stem(C)
 
     def stems(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,13 +155,7 @@ class NetworkImageNet(Network):
 
 
 def network_for(
-    large: bool,
-    C: int,
-    num_classes: int,
-    layers: int,
-    auxiliary: bool,
-    genotype: Genotype,
-    auxiliary_second_bn: bool = False,
+    large: bool, C: int, num_classes: int, layers: int, auxiliary: bool, genotype: Genotype, second_bn: bool = False
 ) -> Network:
     """NetworkImageNet for large images, NetworkCIFAR for small ones (whose auxiliary head always has a second BN).
 
@@ -195,7 +164,7 @@ def network_for(
     if isinstance(genotype, Genotype201):
         return nasbench201.Network(C, num_classes, layers, genotype)
     if large:
-        return NetworkImageNet(C, num_classes, layers, auxiliary, genotype, auxiliary_second_bn)
+        return NetworkImageNet(C, num_classes, layers, auxiliary, genotype, second_bn)
     return NetworkCIFAR(C, num_classes, layers, auxiliary, genotype)
 
 

@@ -76,14 +76,29 @@ class Cell(nn.Module):
         return torch.cat(states[2:], dim=1)
 
 
-class Network(nn.Module):
+class Supernet(nn.Module):
+    """What the supernets of both spaces share."""
+
+    checkpoint_cells = False  # compute every cell once more in the backward pass instead of keeping what is in it
+
+    @property
+    def straight_through(self) -> bool:
+        """`MixedOp.straight_through` of all edges."""
+        return any(m.straight_through for m in self.modules() if m is not self and hasattr(m, "straight_through"))
+
+    @straight_through.setter
+    def straight_through(self, value: bool) -> None:
+        for module in self.modules():
+            if module is not self and hasattr(module, "straight_through"):
+                module.straight_through = value
+
+
+class Network(Supernet):
     """The supernet. It holds network weights only: alpha, beta and the active operations come with each call.
 
     ``candidates`` is one list of primitives for every edge, or {"normal": [14 lists], "reduce": [14 lists]};
     ``stem`` is "cifar" (any small image) or "imagenet" (a stride of 8 before the first cell).
     """
-
-    checkpoint_cells = False  # compute every cell once more in the backward pass instead of keeping what is in it
 
     def __init__(
         self, C: int, num_classes: int, layers: int, candidates: list[str] | dict[str, list], stem: str = "cifar"
@@ -120,17 +135,6 @@ class Network(nn.Module):
         for module in self.modules():
             if isinstance(module, Identity):
                 module.dropout = p
-
-    @property
-    def straight_through(self) -> bool:
-        """`MixedOp.straight_through` of all edges."""
-        return any(m.straight_through for m in self.modules() if isinstance(m, MixedOp))
-
-    @straight_through.setter
-    def straight_through(self, value: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, MixedOp):
-                module.straight_through = value
 
     def forward(self, x: Tensor, weights: dict[str, Tensor], active: dict[str, list[list[int]]] | None) -> Tensor:
         """Logits (N, classes) of images x (N, 3, H, W).

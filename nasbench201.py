@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import genotypes
+import model_search
 from genotypes import Genotype201
 from lib import cli, tables
 
@@ -150,28 +151,16 @@ class _Skeleton(nn.Module):
         return self.classifier(self.lastact(x).mean((2, 3)))
 
 
-class Supernet(_Skeleton):
+class Supernet(_Skeleton, model_search.Supernet):
     """All 15,625 networks in one. It holds network weights only: alpha and the active operations come with each call.
 
     Its cells' BatchNorms are not affine and their convolutions have a bias.
     """
 
-    checkpoint_cells = False
     candidates = {"cell": [PRIMITIVES] * len(EDGE_LIST)}
 
     def __init__(self, C: int, num_classes: int, N: int) -> None:
         super().__init__(C, num_classes, N, SearchCell)
-
-    @property
-    def straight_through(self) -> bool:
-        """`MixedOp.straight_through` of all edges."""
-        return any(m.straight_through for m in self.modules() if isinstance(m, MixedOp))
-
-    @straight_through.setter
-    def straight_through(self, value: bool) -> None:
-        for module in self.modules():
-            if isinstance(module, MixedOp):
-                module.straight_through = value
 
     def forward(
         self, x: Tensor, weights: dict[str, Tensor], active: dict[str, list[list[int]]] | None = None
@@ -181,10 +170,8 @@ class Supernet(_Skeleton):
         ``weights["cell"]`` (6, 5) are the operations' weights, ``active["cell"]`` six lists of operation indices; the
         operations not listed are not computed. None: all are active.
         """
-        flat, o = weights["cell"].flatten().unbind(), len(PRIMITIVES)
-        scalars = [list(flat[i : i + o]) for i in range(0, len(flat), o)]  # in one step of the graph
-        chosen = active["cell"] if active is not None else [list(range(o))] * len(EDGE_LIST)
-        return self._forward(x, scalars, chosen)
+        active = active or model_search.all_active(self.candidates)
+        return self._forward(x, model_search.split(weights["cell"]), active["cell"])
 
 
 class Network(_Skeleton):
