@@ -16,42 +16,25 @@ import nasbench201
 class MultiplyAdds:
     """Multiply-adds for one image, per cell type a matrix (edges, operations), summed over the supernet's cells.
 
-    Counted by PyTorch on the modules themselves, each with an input of the size that it has in the network, so that an
-    operation of one's own counts too.
+    Counted by PyTorch in the network itself, so that an operation of one's own counts too; before fast.py, with which
+    operations are not called one by one.
     """
 
     def __init__(self, network: nn.Module, image_size: int) -> None:
-        places = list(candidate_operations(network))
-        shapes: dict[nn.Module, torch.Size] = {}
-        hooks = [
-            op.register_forward_pre_hook(lambda module, inputs: shapes.update({module: inputs[0].shape}))
-            for *_, op in places
-        ]
-        device, training = next(network.parameters()).device, network.training
-        counts = {
-            kind: torch.zeros(len(edges), len(edges[0]), dtype=torch.float64)
-            for kind, edges in network.candidates.items()
-        }
-        weights = {kind: torch.ones(count.shape, device=device) for kind, count in counts.items()}
-        network.eval()
-        with torch.no_grad():
-            x = torch.zeros(1, 3, image_size, image_size, device=device, dtype=next(network.parameters()).dtype)
-            type(network).forward(network, x, weights, None)
-            for hook in hooks:
-                hook.remove()
-            known: dict[tuple[str, torch.Size], float] = {}  # the same layers on images of the same size
-            for kind, edge, index, op in places:
-                if op not in shapes:  # `none` where it is never called
-                    continue
-                if (key := (repr(op), shapes[op])) not in known:
-                    with FlopCounterMode(display=False) as counter:
-                        op(x.new_zeros(shapes[op]))
-                    known[key] = counter.get_total_flops() / 2
-                counts[kind][edge, index] += known[key]
+        (parameter, *_), training = network.parameters(), network.training
+        device, self.candidates = parameter.device, network.candidates
+        sizes = {kind: (len(edges), len(edges[0])) for kind, edges in self.candidates.items()}
+        weights = {kind: torch.ones(size, device=device) for kind, size in sizes.items()}
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.eval()(parameter.new_zeros(1, 3, image_size, image_size), weights, None)
         network.train(training)
+        flops, names = counter.get_flop_counts(), {module: name for name, module in network.named_modules()}
+        counts = {kind: torch.zeros(size, dtype=torch.float64) for kind, size in sizes.items()}
+        for kind, edge, index, op in candidate_operations(network):
+            known = flops.get(f"{type(network).__name__}.{names[op]}", {})  # `none` is never called
+            counts[kind][edge, index] += sum(known.values()) / 2
         self.counts = {kind: count.float().to(device) for kind, count in counts.items()}
         self.largest = sum(count.max(dim=1).values.sum() for count in self.counts.values())
-        self.candidates = network.candidates
 
     def expected(self, weights: dict[str, Tensor]) -> Tensor:
         """sum of w * cost over cells, edges and operations, in multiply-adds; a function of alpha and beta."""

@@ -37,7 +37,7 @@ SCHEDULES = {"cosine": utils.cosine_rate, "linear": utils.linear_rate}
 def main(args: argparse.Namespace) -> Path:
     """Train the network that the arguments describe; returns the run folder."""
     device = utils.choose_device(args)
-    run = Run(args, "retrain.py", f"retrain-{args.dataset}", may_change=["epochs"], check=check_longer)
+    run = Run(args, "retrain.py", f"retrain-{args.dataset}")
     genotype = load_genotype(args, run)
     utils.set_seed(args.seed)
     utils.allow_tf32(args.tf32)
@@ -201,12 +201,6 @@ def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
-
-
-def check_longer(args: argparse.Namespace, stored: dict) -> None:
-    """A resumed run keeps its number of epochs, unless no schedule depends on it: then more may be asked for."""
-    constant = args.lr_scheduler == "cosine" and args.learning_rate_min == args.learning_rate
-    cli.check_longer(args.epochs, stored["epochs"], constant and not args.drop_path_prob)
 
 
 def get_parser() -> cli.Parser:

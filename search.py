@@ -30,7 +30,7 @@ from architect import Architect
 from lib import cli, data, tables
 from lib.cli import UserError
 from lib.distributed import assert_same, is_main, share_buffers
-from lib.run_record import retrain_command
+from lib.run_folder import retrain_command
 from lib.runs import Run
 from methods import CELLS, METHODS, Method, random_architecture
 from utils import Average, Metrics
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> Path:
     """Run the search that the arguments describe; returns the run folder."""
     device = utils.choose_device(args)
     name = f"search-{args.dataset}-{args.space_config}"
-    run = Run(args, "search.py", name, may_change=["epochs"], check=check_longer)
+    run = Run(args, "search.py", name)
     check(args)
     utils.set_seed(args.seed)
     utils.allow_tf32(args.tf32)
@@ -73,8 +73,8 @@ def main(args: argparse.Namespace) -> Path:
     if kind_of(args.method) == "ddsas" and args.epochs == 1 and len(train) <= args.dss_freq:
         text = f"in {len(train)} steps --dss_freq {args.dss_freq} credits no operation, the genotype will say nothing"
         run.log(f"warning: {text}: take a smaller one, or more epochs", always=True)
-    fast.use(network, run.log, args.plain, args.checkpoint_cells)  # may exchange network.forward for a faster one
     flops = costs.MultiplyAdds(network, info.image_size)
+    fast.use(network, run.log, args.plain, args.checkpoint_cells)  # may exchange network.forward for a faster one
 
     for epoch in range(run.epoch, args.epochs):
         rate = utils.cosine_rate(epoch, args.epochs, args.learning_rate, args.learning_rate_min)
@@ -241,13 +241,6 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--tau_min {args.tau_min} is larger than --tau_max {args.tau_max}: tau falls over the epochs")
     if args.arch:
         genotypes.check_name(args.arch)
-
-
-def check_longer(args: argparse.Namespace, stored: dict) -> None:
-    """A resumed search keeps its number of epochs, unless no schedule depends on it: then more may be asked for."""
-    constant = args.learning_rate_min == args.learning_rate
-    other_schedules = args.gumbel or kind_of(args.method) == "gdas" or args.scale_space
-    cli.check_longer(args.epochs, stored["epochs"], constant and not other_schedules)
 
 
 def get_parser() -> cli.Parser:

@@ -29,7 +29,7 @@ from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES, PRIMITIVES, Genotype,
 from lib import cli, data
 from lib.cli import UserError
 from lib.distributed import assert_same, share_buffers
-from lib.run_record import retrain_command
+from lib.run_folder import retrain_command
 from lib.runs import Run
 from methods import entropy
 from model_search import Network
@@ -77,8 +77,8 @@ def main(args: argparse.Namespace) -> Path:
             f"stage {stage + 1} of {STAGES}, epochs {stage * args.epochs} to {(stage + 1) * args.epochs - 1}:"
             f" {layers} cells, {num_ops} operations per edge, dropout {rate} behind skip connections"
         )
-        fast.use(network, run.log, args.plain, args.checkpoint_cells)  # may exchange network.forward for a faster one
         flops = costs.MultiplyAdds(network, info.image_size)
+        fast.use(network, run.log, args.plain, args.checkpoint_cells)  # may exchange network.forward for a faster one
 
         for epoch in range(run.epoch - stage * args.epochs, args.epochs):  # of this stage
             lr = utils.cosine_rate(epoch, args.epochs, args.learning_rate, args.learning_rate_min)

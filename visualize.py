@@ -29,7 +29,7 @@ from PIL import Image
 import genotypes
 import model
 from genotypes import Genotype
-from lib import cli, data, figures, records, report, run_record, tables
+from lib import cli, data, figures, records, report, run_folder, tables
 from lib.figures import CELL_TITLES, EDGES, list_edges, style_of, write
 from lib.records import Record
 from lib.report import INK, LINE, MUTED, PAPER, SOFT
@@ -154,7 +154,7 @@ def write_report(folder: str | Path) -> list[Path]:
     files = draw_cells(record.genotype, out / "cells")
     sections = [report.copyable("Genotype", str(record.genotype))]
     if record.genotypes:
-        command = run_record.retrain_command(info["script"], args, record.folder)
+        command = run_folder.retrain_command(info["script"], args, record.folder)
         sections.append(report.copyable("Train it from scratch", command))
     picture = report.embed(files[0].read_bytes(), "svg+xml", "The cells") if len(files) > 1 else ""
     caption = CAPTIONS["cells" if isinstance(record.genotype, Genotype) else "cell"]

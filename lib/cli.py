@@ -19,8 +19,6 @@ from tqdm import tqdm
 from lib.distributed import Diverged, RankLost, is_main, leave_distributed, rank, world_size
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a limit on file sizes (ulimit -f)
-OF_A_RUN = {"log.txt", "args.json", "genotype.txt", "history.jsonl", "timing.jsonl", "checkpoint.pt", "best.pt"}
-SMALLER = "a smaller --batch_size needs less"
 # Arguments that a resumed run may change: they move the work to another device or show it differently.
 HARMLESS = {"resume", "note", "device", "gpu", "workers", "report_freq", "checkpoint_freq", "quiet"}
 NO_MEMORY = ("can't allocate memory", "Storage size calculation overflowed")  # what PyTorch says on a CPU
@@ -41,15 +39,14 @@ class Parser(argparse.ArgumentParser):
         """Other defaults where ``flag`` has this value; what stands on the command line counts more (see `parse`)."""
         self.defaults_for[flag, value] = defaults
 
-    def ignore(self, *flags: str) -> None:
+    def ignore(self, *flags: str, refusal: str | None = None) -> None:
         """Take these flags of the published scripts, with or without a value, and say that they have no effect."""
         for flag in flags:
-            self.add_argument(flag, dest="ignored", nargs="?", action=_Ignored, help=argparse.SUPPRESS)
+            self.add_argument(flag, dest="ignored", nargs="?", action=_Ignored, const=refusal, help=argparse.SUPPRESS)
 
     def refuse(self, message: str, *flags: str) -> None:
         """Stop with this message if one of these flags is given."""
-        for flag in flags:
-            self.add_argument(flag, dest="refused", nargs="?", action=_Refused, const=message, help=argparse.SUPPRESS)
+        self.ignore(*flags, refusal=message)
 
     def flags(self, title: str) -> Callable[..., None]:
         """A function that adds a flag to the group of this title: add(name, kind, default, help, ...).
@@ -60,13 +57,9 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group(title)
 
         def add(name: str, kind: Any, default: Any, text: str, **more: Any) -> None:
-            names = name.split()
-            if kind is bool:
-                group.add_argument(*names, action="store_true", help=text, **more)
-            elif isinstance(kind, list):
-                group.add_argument(*names, choices=kind, default=default, help=text, **more)
-            else:
-                group.add_argument(*names, type=kind, default=default, help=text, **more)
+            values = {"choices" if isinstance(kind, list) else "type": kind, "default": default}
+            more |= {"action": "store_true"} if kind is bool else values
+            group.add_argument(*name.split(), help=text, **more)
 
         return add
 
@@ -76,6 +69,8 @@ class Parser(argparse.ArgumentParser):
 
 class _Ignored(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if self.const:
+            parser.error(f"{option_string}: {self.const}")
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest, None) or []), option_string])
 
 
@@ -85,11 +80,6 @@ class _Resume(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         if values != self.const or not getattr(namespace, self.dest, None):
             setattr(namespace, self.dest, values)
-
-
-class _Refused(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        parser.error(f"{option_string}: {self.const}")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -195,33 +185,11 @@ def add_cifar100(parser: Parser) -> None:
 
 def data_arguments(args: argparse.Namespace, device: torch.device) -> dict:
     """What the functions of lib/data.py that open a dataset are told by the arguments that all scripts have."""
-    return {
-        "name": args.dataset,
-        "root": args.data,
-        "batch_size": args.batch_size,
-        "seed": args.seed,
-        "cutout": args.cutout_length if args.cutout else 0,
-        "device": device,
-        "image_size": args.image_size,
-        "workers": args.workers,
-        "rank": rank(),
-        "world_size": world_size(),
-        "bad_images": args.bad_images,
-        "quiet": args.quiet,
-    }
-
-
-def check_longer(epochs: int, before: int, no_schedule: bool) -> None:
-    """UserError where a resumed run asks for other epochs than before: a schedule of those already run depends on it.
-
-    Only a run without any schedule (``no_schedule``) can be made longer.
-    """
-    if epochs < before or epochs > before and not no_schedule:
-        raise UserError(
-            f"--epochs was {before}, now {epochs}: a schedule of the epochs already run depends on it; only a run"
-            " with a constant learning rate (--learning_rate_min equal to --learning_rate), --drop_path_prob 0 and"
-            " without --gumbel, --scale_space or GDAS can be made longer"
-        )
+    same = ("batch_size", "seed", "image_size", "workers", "bad_images", "quiet")
+    cutout = args.cutout_length if args.cutout else 0
+    given = {"name": args.dataset, "root": args.data, "cutout": cutout, "device": device}
+    given |= {"rank": rank(), "world_size": world_size()}
+    return given | {name: getattr(args, name) for name in same}
 
 
 def new_folder(stem: str) -> Path:
@@ -239,18 +207,17 @@ def prefix_save(args: argparse.Namespace, kind: str) -> None:
         args.save = folder if "/" in folder else f"./{folder}"
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+def parse(parser: Parser, argv: list[str] | None = None) -> argparse.Namespace:
     """parse_args; `args.given` is the set of arguments that were on the command line (resuming a run needs it)."""
     args = parser.parse_args(argv)
     blank = argparse.Namespace(**dict.fromkeys(vars(args)))  # argparse keeps values that are there: None = not given
     args.given = {name for name, value in vars(parser.parse_args(argv, blank)).items() if value is not None}
-    for (flag, value), defaults in getattr(parser, "defaults_for", {}).items():
+    for (flag, value), defaults in parser.defaults_for.items():
         if getattr(args, flag) == value:
             vars(args).update({name: default for name, default in defaults.items() if name not in args.given})
     if (ignored := vars(args).pop("ignored", None)) and is_main():
         print(f"warning: of the published scripts, without effect here: {' '.join(ignored)}", file=sys.stderr)
-    vars(args).pop("refused", None)
-    args.given -= {"ignored", "refused"}
+    args.given -= {"ignored"}
     return args
 
 
@@ -265,7 +232,7 @@ def run_script(main: Callable[[argparse.Namespace], Any], parser: Parser, argv: 
     except (Diverged, RankLost) as error:
         _fail(str(error), 1)
     except torch.OutOfMemoryError as error:
-        _fail(f"out of GPU memory, {SMALLER} ({error})", 1)
+        _fail(f"out of GPU memory, a smaller --batch_size needs less ({error})", 1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
             raise
@@ -279,10 +246,8 @@ def run_script(main: Callable[[argparse.Namespace], Any], parser: Parser, argv: 
         if error.errno in DISK_FULL:
             name = error.filename or "a file"
             _fail(f"disk full: {name} not written, the last checkpoint is whole; free space and --resume", 1)
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
             _fail(f"{error.filename}: {error.strerror}", 2)
-        if error.errno == errno.ENOENT and Path(error.filename or "").name in OF_A_RUN:
-            _fail(f"{error.filename} is not there any more: was the run folder deleted during the run?", 1)
         raise
     leave_distributed()
 

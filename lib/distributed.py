@@ -72,12 +72,6 @@ def together(collective: Callable, *args: Any) -> Any:
         raise RankLost(f"lost another process of this run; --resume goes on from its checkpoint ({reason})") from None
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if world_size() > 1:
-        together(dist.barrier)
-
-
 def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over all ranks, in place, and return it."""
     if world_size() > 1:

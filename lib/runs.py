@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from lib.checkpoints import checkpoint_exists, first_not_finite, load_checkpoint, save_checkpoint, write_whole
 from lib.cli import HARMLESS, UserError, new_folder, progress
-from lib.distributed import Diverged, barrier, is_main, leave_distributed, peak_memory_mb, together, world_size
-from lib.run_record import differences, lock_folder, machine, newest_run, plain_arguments, read_record, versions
+from lib.distributed import Diverged, is_main, leave_distributed, peak_memory_mb, together, world_size
+from lib.run_folder import differences, lock_folder, machine, newest_run, plain_arguments, read_args, versions
 from lib.tensorboard import TensorBoard
 
 
@@ -43,19 +43,11 @@ class Run:
     ``stages`` trainings of --epochs epochs follow each other (P-DARTS); epochs count through all of them.
     """
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        script: str,
-        name: str,
-        stages: int = 1,
-        may_change: Iterable[str] = (),
-        check: Callable[[argparse.Namespace, dict], None] | None = None,
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, script: str, name: str, stages: int = 1) -> None:
         """Take over the arguments of the run that --resume names, or choose a folder for a new one.
 
-        A resumed run keeps its arguments; given ones must equal them, except HARMLESS ones and those in ``may_change``,
-        which ``check(args, the run's arguments)`` may refuse. UserError names others; the folder is left as it was.
+        A resumed run keeps its arguments; given ones must equal them, except HARMLESS ones. UserError names others; the
+        folder is left as it was.
         """
         self.args, self.script, self.stages = args, script, stages
         self.epoch = self.step = 0
@@ -65,21 +57,19 @@ class Run:
         self._signals: Signals | None = None
         self._started, self._cpu_started = time.time(), time.process_time()
         self._first_step, self._num_steps, self._num_images = 0, 1, 0
-        self._lines = {"history.jsonl": 0, "timing.jsonl": 0}  # written so far
+        self._lines = {"history.jsonl": 0, "timing.jsonl": 0}  # that the checkpoint knows, or written since
         self.resumed = args.resume is not None
         if self.resumed:
-            free = HARMLESS | {"batch_size"} | set(may_change)  # the checkpoint says which batch sizes go on
+            free = HARMLESS | {"batch_size"}  # the checkpoint says which batch sizes go on
             self.folder = newest_run(args, script, free) if str(args.resume) == "auto" else Path(args.resume)
-            self._record = read_record(self.folder)
-            if self._record["script"] != script:
-                other = self._record["script"]
+            self._known = read_args(self.folder)
+            if self._known["script"] != script:
+                other = self._known["script"]
                 raise UserError(f"{self.folder} is a run of {other}: python {other} --resume {self.folder}")
-            stored = self._record["args"]
+            stored = self._known["args"]
             if different := differences(stored, args, free):
                 raise UserError(f"{self.folder} goes on only with its own arguments; leave out: {', '.join(different)}")
             vars(args).update({name: value for name, value in stored.items() if name not in args.given})
-            if check is not None:
-                check(args, stored)
             self.saved = self._read_checkpoint()
             self.epoch, self.step = self.saved.get("epoch", 0), self.saved.get("step", 0)
         elif args.save:
@@ -116,10 +106,10 @@ class Run:
         command, arguments = shlex.join(["python", *sys.argv]), plain_arguments(self.args)
         if self.resumed:
             self.log(f"run folder: {self.folder} (resumed)", always=True)
-            if self._record["versions"] != versions():
-                was, now = self._record["versions"], versions()
+            if self._known["versions"] != versions():
+                was, now = self._known["versions"], versions()
                 self.log(f"warning: begun with {was}, now {now}: last digits may differ", always=True)
-            record = self._record | {"args": arguments, "resumed": [*self._record.get("resumed", []), command]}
+            record = self._known | {"args": arguments, "resumed": [*self._known.get("resumed", []), command]}
         else:
             record = {"script": self.script, "command": command, "args": arguments, "versions": versions()}
             record |= {"seed": self.args.seed} | machine()
@@ -128,10 +118,6 @@ class Run:
         if not self.resumed:
             self.log(f"run folder: {self.folder}", always=True)
         self._lines |= self.saved.get("lines", {})
-        barrier()  # nobody cuts while another still reads
-        if is_main():
-            for name, count in self._lines.items():
-                self._cut(self.folder / name, count)
         self.tensorboard = TensorBoard(self.folder, first_step=self._lines["history.jsonl"])
         self._signals = Signals()
         total = self.stages * self.args.epochs
@@ -146,16 +132,10 @@ class Run:
         if not {"lines", "epoch", "step", "rng", "global_batch"} <= saved.keys():
             raise UserError(f"{path}: not the checkpoint of a run of this version, it cannot go on; start a new run")
         processes, batch = saved["processes"], saved["global_batch"]
-        if saved["step"] and processes != world_size():
+        if batch != self.args.batch_size * world_size() or saved["step"] and processes != world_size():
             raise UserError(
-                f"{self.folder} was stopped inside an epoch with {processes} processes, now there are {world_size()}:"
-                " resume it with as many; between two epochs another number can go on"
-            )
-        if batch != self.args.batch_size * world_size():
-            advice = f"--batch_size {batch // world_size()}" if batch % world_size() == 0 else "another number"
-            raise UserError(
-                f"{self.folder} has batches of {batch} images over all processes, now {self.args.batch_size} x"
-                f" {world_size()}: take {advice}"
+                f"{self.folder} had {processes} processes of {batch // processes} images a step, now {world_size()} of"
+                f" {self.args.batch_size}: only between two epochs another number can go on, with as many images in all"
             )
         return saved
 
@@ -322,24 +302,13 @@ class Run:
             self._lock.close()
 
     def _append(self, name: str, line: dict) -> None:
+        """Write a line behind those that the checkpoint knows; what a killed process wrote after it is gone."""
         if is_main():
             path = self.folder / name
-            try:
-                with open(path, "ab") as file:  # not as text, which is written in pieces
-                    file.write(json.dumps(line, default=lambda value: value.tolist()).encode() + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:  # which would not say of which file
-                raise OSError(error.errno, error.strerror, str(path)) from None
+            known = path.read_bytes().splitlines(keepends=True)[: self._lines[name]] if path.exists() else []
+            text = json.dumps(line, default=lambda value: value.tolist())
+            write_whole(path, b"".join(known) + text.encode() + b"\n")
         self._lines[name] += 1
-
-    def _cut(self, path: Path, count: int) -> None:
-        """Remove the lines that were written after the checkpoint."""
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if len(lines) < count:
-            self.log(f"warning: {path} has {len(lines)} lines, its checkpoint was written after {count}", always=True)
-        elif len(lines) > count:
-            write_whole(path, b"".join(lines[:count]))
 
     def _bar(self, iterable: Iterable | None, name: str, total: int, initial: int) -> tqdm:
         """A progress bar that fits into 80 columns."""

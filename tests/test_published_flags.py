@@ -130,7 +130,7 @@ def test_a_run_folder_deleted_during_the_run_is_one_line(pictures, tmp_path, cap
         argv = [*flags.split(), "--quiet", "--data", str(pictures), "--save", str(tmp_path / "run")]
         cli.run_script(search.main, search.get_parser(), argv)
     error = capsys.readouterr().err
-    assert stop.value.code == 1 and "not there any more" in error and error.count("\n") == 1
+    assert stop.value.code == 2 and "No such file" in error and error.count("\n") == 1
 
 
 # ---- checkpoints of searches, and released files ---------------------------------------------------------------------

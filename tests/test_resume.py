@@ -310,18 +310,6 @@ def refused(scripts: Scripts, argv: list) -> str:
     return scripts.output
 
 
-def test_epochs_may_grow_where_no_schedule_depends_on_them(scripts):
-    constant = "--batch_size 18 --learning_rate 0.01 --learning_rate_min 0.01"
-    argv = [*f"{TINY} {constant} --data".split(), str(scripts.images)]
-    for name, epochs in (("grown", "1"), ("whole", "2")):
-        folder = str(scripts.folder / name)
-        assert scripts.run("search.py", [*argv, "--epochs", epochs, "--save", folder]) == 0, scripts.output
-    grown = scripts.folder / "grown"
-    assert scripts.run("search.py", ["--resume", str(grown), "--epochs", "2"]) == 0, scripts.output
-    assert_same_runs(scripts.folder / "whole", grown)
-    assert "--epochs was 2, now 1" in refused(scripts, ["--resume", grown, "--epochs", 1])
-
-
 def test_damaged_checkpoint_is_replaced_by_the_one_before(scripts, run, whole):
     damage(run / "checkpoint.pt")
     argv = [*scripts.command("search.py", "unused")[:-2], "--resume", "auto"]

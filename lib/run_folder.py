@@ -8,9 +8,12 @@ import io
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 from pathlib import Path
+
+import torch
 
 from lib.cli import UserError
 
@@ -28,22 +31,14 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, str]:
     """The processor, the number of threads, and the commit of the code ("+" behind it: changed since)."""
-    import torch
-
-    processor = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        processor = names[0] if names else processor
-    root = Path(__file__).parent.parent
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        git = ["git", "-C", str(root)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"]).returncode
-        commit += "+" if changed else ""
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
+    processor = [*names, platform.processor() or platform.machine()][0]
     return {"processor": processor, "threads": torch.get_num_threads(), "commit": commit}
 
 
@@ -53,7 +48,7 @@ def plain_arguments(args: argparse.Namespace) -> dict:
     return json.loads(json.dumps(plain, default=str))
 
 
-def read_record(folder: Path) -> dict:
+def read_args(folder: Path) -> dict:
     """args.json of a run folder; UserError if it is none."""
     try:
         record = json.loads((folder / "args.json").read_text())
@@ -77,7 +72,7 @@ def newest_run(args: argparse.Namespace, script: str, free: set[str]) -> Path:
     root, found = os.path.dirname(args.save or "") or "logs", []
     for checkpoint in Path(root).glob("*/checkpoint*.pt"):
         try:
-            record = read_record(checkpoint.parent)
+            record = read_args(checkpoint.parent)
         except UserError:
             continue
         if record["script"] == script and not differences(record["args"], args, free):
@@ -111,10 +106,8 @@ def retrain_command(script: str, args: dict, folder: str | Path) -> str:
     if dataset == "imagenet":  # all of it, where a search has seen a part
         flags = ["train_imagenet.py"] if pdarts else ["retrain.py", "--dataset", dataset, "--data", ".data/imagenet"]
     else:
-        flags = ["train_cifar.py"] if pdarts else ["retrain.py"]
-        short = {"cifar10": [], "cifar100": ["--cifar100"]} if pdarts else {}
-        flags += short.get(dataset, ["--dataset", dataset])
-        flags += ["--tmp_data_dir" if pdarts else "--data", images] if images not in (None, ".data") else []
+        flags = ["train_cifar.py" if pdarts else "retrain.py", "--dataset", dataset]
+        flags += ["--data", images] if images not in (None, ".data") else []
         flags += ["--image_size", str(size)] if size else []
         flags.append("--cutout")
     if not str(args.get("space_config")).endswith("nasbench201"):  # whose networks have no auxiliary head
