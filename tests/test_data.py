@@ -108,30 +108,8 @@ def test_the_first_batches_of_a_search_are_what_they_always_were():
     for x, y in (next(train.epoch(0)), next(train.random(0)), next(test.in_order())):
         assert x.shape == (64, 3, 32, 32) and x.dtype == torch.float32 and y.dtype == torch.int64
         assert x.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_fashion_mini_is_balanced_small_and_padded_with_zeros():
-    assert data.FASHION_MINI.stat().st_size <= 6 * 2**20
-    for train, count in ((True, 1000), (False, 200)):
-        images, labels = data.read_fashion_mini(Path(), train)
-        assert np.bincount(labels).tolist() == [count] * 10
-        assert images.shape == (10 * count, 32, 32, 3) and images.dtype == np.uint8
-        border = np.ones((32, 32), bool)
-        border[2:30, 2:30] = False
-        assert not images[:, border].any() and images[:, 2:30, 2:30].any()
-        assert np.array_equal(images[..., 0], images[..., 1]) and np.array_equal(images[..., 0], images[..., 2])
-
-
-@pytest.mark.skipif(not data.FASHION_DEBIAN.is_dir(), reason="needs Debian's dataset-fashion-mnist")
-def test_fashion_mini_is_the_first_images_of_each_class(tmp_path):
-    for train, count in ((True, 1000), (False, 200)):
-        images, labels = data.read_fashion(tmp_path, train)
-        first = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(10)]))
-        mini_images, mini_labels = data.read_fashion_mini(Path(), train)
-        assert np.array_equal(mini_images, images[first]) and np.array_equal(mini_labels, labels[first])
-        if train:
-            statistics = data.channel_statistics(images[:, 2:30, 2:30])
-            np.testing.assert_allclose(statistics, (INFO["fashion_mnist"].mean, INFO["fashion_mnist"].std), atol=1e-7)
+    for part, count in ((True, 1000), (False, 200)):
+        assert np.bincount(data.read_fashion_mini(Path(), part)[1]).tolist() == [count] * 10
 
 
 def test_fashion_mnist_is_read_from_its_four_files(tmp_path, monkeypatch):
@@ -160,22 +138,6 @@ def test_a_dataset_that_cannot_be_downloaded_says_which_files_go_where(name, tmp
     message = error_of(data.train_data, name, tmp_path / "none", batch_size=8)
     files = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
     assert files.get(name, "t10k-labels-idx1-ubyte.gz") in message and str(tmp_path / "none") in message
-
-
-def test_cifar_comes_from_torchvision(tmp_path):
-    class Stored:
-        """A torchvision CIFAR dataset that is already there."""
-
-        filename, url, base_folder = "cifar.tar.gz", "https://example.org", "cifar"
-        train_list, test_list, meta = [("a", "")], [("b", "")], {"filename": "c"}
-
-        def __init__(self, root, train, download):
-            assert not download
-            self.data = np.full((4 if train else 2, 32, 32, 3), 7, np.uint8)
-            self.targets = list(range(len(self.data)))
-
-    images, labels = data.read_cifar(Stored, tmp_path, True)
-    assert images.shape == (4, 32, 32, 3) and labels.tolist() == [0, 1, 2, 3] and labels.dtype == np.int64
 
 
 # ---- Folders, their classes, and what a checkpoint knows of them -----------------------------------------------------
@@ -222,28 +184,16 @@ def test_a_checkpoint_is_tested_by_what_it_knows_on_test_images_alone(tmp_path, 
     assert f"{tmp_path}/alone/val" in message and "klass2; known: class0, class1, class2" in message
 
 
-def test_the_classes_of_arrays_have_names():
-    _, info = data.test_data("fashion_mini", ".data", batch_size=8)
-    assert info.class_names[0] == "T-shirt/top" and len(info.class_names) == 10
-    assert len(set(INFO["cifar100"].class_names)) == 100 and INFO["cifar10"].class_names[3] == "cat"
-    turned, found = data.test_data("fashion_mini", ".data", batch_size=8, class_names=info.class_names[::-1])
-    plain, _ = data.test_data("fashion_mini", ".data", batch_size=8)
-    assert torch.equal(9 - collect(turned.in_order())[1], collect(plain.in_order())[1])
-    assert "known: cat, dog" in error_of(data.test_data, "fashion_mini", "", batch_size=8, class_names=["cat", "dog"])
-
-
 def test_the_hash_is_of_the_files_that_were_opened(tmp_path):
     write_tree(tmp_path, {"train": 2, "test": 1})
 
     def found() -> str:
         return data.search_data("folder", tmp_path, batch_size=2, image_size=16)[2].data_hash
 
-    before = found()
-    image = tmp_path / "train" / "class1" / "0.png"
+    before, image = found(), tmp_path / "train" / "class1" / "0.png"
     os.utime(image, (0, 0))
-    assert len(before) == 64 and found() == before != data.train_data("folder", tmp_path, batch_size=2)[2].data_hash
     shutil.copy(image, tmp_path / "test" / "class0" / "new.png")  # not of the search
-    assert found() == before
+    assert len(before) == 64 and found() == before != data.train_data("folder", tmp_path, batch_size=2)[2].data_hash
     hashes = {before}
     for change in (
         lambda: shutil.copy(image, tmp_path / "train" / "class0" / "new.png"),
@@ -253,8 +203,6 @@ def test_the_hash_is_of_the_files_that_were_opened(tmp_path):
         change()
         hashes.add(found())
     assert len(hashes) == 4
-    mini = [data.search_data("fashion_mini", ".data", batch_size=8, seed=seed)[2].data_hash for seed in (0, 1)]
-    assert mini[0] == mini[1] != data.test_data("fashion_mini", ".data", batch_size=8)[1].data_hash
 
 
 def test_cutout_takes_half_of_the_side_and_never_all(tree):
@@ -300,15 +248,6 @@ def test_a_search_on_a_folder_needs_no_test_images(tmp_path, monkeypatch):
     train, valid, _ = data.search_data("folder", tmp_path, batch_size=3, image_size=16, workers=0)  # now from disk
     assert paths == (set(train.images.paths), set(valid.images.paths)) and paths[0].isdisjoint(paths[1])
     assert isinstance(train.images, data.OnDisk) and next(train.epoch(0))[0].shape == (3, 3, 16, 16)
-
-
-def test_the_imagenet_search_takes_its_two_subsets_as_they_are(tree):
-    options = dict(batch_size=4, image_size=16, workers=0)
-    train, valid, info = data.search_data("imagenet", tree, train_portion=0.9, **options)
-    assert (train.num_images, valid.num_images, info.num_classes) == (18, 12, 3)
-    assert info.mean == INFO["imagenet"].mean
-    (x, _), (again, _) = next(valid.random(0)), next(valid.random(1))
-    assert x.shape == (4, 3, 16, 16) and not torch.equal(x, again)
 
 
 # ---- Every batch a function of (seed, epoch, step) -------------------------------------------------------------------
@@ -527,19 +466,17 @@ def test_workers_end_with_the_main_process(tree):
     """Also where its batches are still held, as by a traceback, and where it is killed."""
     lines = [
         "import multiprocessing, os, sys; from lib import data",
+        "parent = os.fork()",  # two processes from one import
         f"test, _ = data.test_data('imagenet', {str(tree)!r}, batch_size=1, image_size=16, workers=2)",
         "batches = test.in_order()",
         "next(batches)",
         "print(*(child.pid for child in multiprocessing.active_children()), flush=True)",
+        "sys.exit(3) if parent and os.waitstatus_to_exitcode(os.wait()[1]) == -9 else os.kill(os.getpid(), 9)",
     ]
-    mains, pids = [], []
-    for end in ("sys.exit(3)", "os.kill(os.getpid(), 9)"):
-        command = [sys.executable, "-c", "\n".join([*lines, end])]
-        mains.append(subprocess.Popen(command, cwd=data.FASHION_MINI.parent, stdout=subprocess.PIPE, text=True))
-    for main in mains:
-        with main:
-            pids += [int(pid) for pid in main.stdout.readline().split()]
-    assert len(pids) == 4 and [main.wait(30) for main in mains] == [3, -9]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    ended = subprocess.run(command, cwd=data.FASHION_MINI.parent, stdout=subprocess.PIPE, text=True, timeout=60)
+    pids = [int(pid) for pid in ended.stdout.split()]
+    assert len(pids) == 4 and ended.returncode == 3
     deadline = time.time() + 20
     while any(map(is_alive, pids)):
         assert time.time() < deadline
@@ -574,30 +511,17 @@ def test_a_bad_image_in_training_is_replaced_by_the_next_good_one(tree, workers)
     assert "class0/0.jpg" in error_of(lambda: [list(stopping.epoch(epoch)) for epoch in range(3)])  # one may drop it
 
 
-def test_a_set_with_no_readable_image_ends(tmp_path):
-    write_tree(tmp_path, {"train": 2, "val": 2})
-    for path in (tmp_path / "train").rglob("*.png"):
-        path.write_bytes(b"no image")
-    with pytest.raises(UserError, match="no readable image"):
-        list(open_tree("disk", tmp_path, bad_images="skip")[0].epoch(0))
-    with pytest.raises(UserError, match="no readable image of the class class0, class1, class2"):
-        open_tree("memory", tmp_path, bad_images="skip")
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (dict(name="cifar"), ["'cifar'", "cifar10", "fashion_mini", "folder"]),
-        (dict(batch_size=2000), ["2000", "1000 training images"]),
         (dict(batch_size=600, world_size=2), ["600 x 2", "1000 training images"]),
         (dict(batch_size=0), ["batch_size"]),
-        (dict(train_portion=0.0), ["train_portion", "0.0"]),
         (dict(train_portion=float("nan")), ["train_portion"]),
         (dict(train_portion=0.999), ["validation images"]),
         (dict(image_size=64), ["image_size", "32"]),
         (dict(cutout=-1), ["cutout"]),
         (dict(cutout=32), ["cutout of 32 pixels", "half of it (16)"]),
-        (dict(workers=-1), ["workers"]),
         (dict(seed=-1), ["seed"]),
     ],
 )
@@ -610,27 +534,23 @@ def test_a_bad_request_gets_one_line(monkeypatch, change, words):
 
 @pytest.mark.parametrize("name", ["folder", "imagenet"])
 def test_missing_and_empty_folders_are_named(tmp_path, name):
-    options = dict(batch_size=2, image_size=16, workers=0)
-
     def message() -> str:
-        return error_of(data.train_data, name, tmp_path, **options)
+        return error_of(data.train_data, name, tmp_path, batch_size=2, image_size=16, workers=0)
 
-    assert f"no folder {tmp_path / 'train'}" in message()
-    (tmp_path / "train").mkdir()
-    (tmp_path / "val").mkdir()
-    assert f"class folder(s) in {tmp_path / 'train'}" in message()
-    write_tree(tmp_path / "x", {"train": 2, "val": 2})
-    (tmp_path / "train").rmdir()
-    (tmp_path / "x" / "train").rename(tmp_path / "train")
-    (tmp_path / "train" / "class_without").mkdir()
-    assert f"no image in {tmp_path / 'train' / 'class_without'}" in message()
-    (tmp_path / "train" / "class_without").rmdir()
-    (tmp_path / "val").rmdir()
+    train, val = tmp_path / "train", tmp_path / "val"
+    assert f"no folder {train}" in message()
+    train.mkdir()
+    val.mkdir()
+    assert f"class folder(s) in {train}" in message()
+    train.rmdir(), val.rmdir()
+    write_tree(tmp_path, {"train": 2, "val": 2})
+    (train / "class_without").mkdir()
+    assert f"no image in {train / 'class_without'}" in message()
+    (train / "class_without").rmdir()
+    val.rename(tmp_path / "away")
     assert f"no folder {tmp_path / ('test' if name == 'folder' else 'val')}" in message()
-    (tmp_path / "x" / "val").rename(tmp_path / "val")
-    (tmp_path / "val" / "class2").rename(tmp_path / "val" / "klass2")
+    (tmp_path / "away").rename(val)
+    (val / "class2").rename(val / "klass2")
     assert "klass2; known: class0, class1, class2" in message()
-    (tmp_path / "val" / "klass2").rename(tmp_path / "class2")
-    assert f"no class folder class2 in {tmp_path / 'val'}" in message()
-    (tmp_path / "class2").rename(tmp_path / "val" / "class2")
-    data.train_data(name, tmp_path, **options)
+    shutil.rmtree(val / "klass2")
+    assert f"no class folder class2 in {val}" in message()

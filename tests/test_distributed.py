@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from twenty_steps import twenty_steps
+from conftest import history
+from two_processes import twenty_steps
 
 from lib import checkpoints
 
@@ -58,11 +59,14 @@ def kill_rank(rank: int, process: subprocess.Popen, folder: Path) -> str:
 
 
 def test_two_processes_search_like_one_with_twice_the_batch(tmp_path):
-    """BatchNorm in evaluation mode and float64: see twenty_steps.py."""
-    process = torchrun("tests/twenty_steps.py", tmp_path / "record.json", 4)
+    """BatchNorm in evaluation mode and float64: see two_processes.py; a signal to one of them then ends both."""
+    process = torchrun("tests/two_processes.py", "--save", tmp_path / "run")
     one = twenty_steps(8)
-    finished(process)
-    two = json.loads((tmp_path / "record.json").read_text())
+    out, err = process.communicate(timeout=240)
+    assert [(tmp_path / f"run/stopped{rank}").read_text() for rank in range(2)] == ["3", "3"], err
+    assert f"torchrun --nproc_per_node 2 two_processes.py --resume {tmp_path / 'run'}" in out
+    assert history(tmp_path / "run") == [{"epoch": 0}]
+    two = json.loads((tmp_path / "run/record.json").read_text())
     assert two["active"] == one["active"] and len({str(active) for active in one["active"]}) == 10  # every second step
     assert two["genotype"] == one["genotype"]
     for losses in ("train", "arch"):

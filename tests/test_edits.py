@@ -8,7 +8,7 @@ import shlex
 import pytest
 from forked import copy_project, run_commands
 
-TINY = "--dataset folder --image_size 16 --init_channels 4 --layers 3 --batch_size 36 --epochs 1 --dss_freq 2 --quiet"
+TINY = "--dataset folder --image_size 16 --init_channels 4 --layers 1 --batch_size 36 --epochs 1 --dss_freq 2 --quiet"
 EDITS = {  # what is edited: the file, a line of it, what stands there afterwards
     "MixedOp": (
         "model_search.py",
@@ -55,7 +55,7 @@ def results(pictures, tmp_path_factory) -> dict[str, tuple[float, str]]:
     for name, (file, before, after) in EDITS.items():
         commands += [edit(file, before, after), f"{search} {name}", f"{search} {name}-plain --plain"]
         commands += [edit(file, after, before)]
-    run_commands(tree, commands)
+    run_commands(tree, commands, edited=True)
     losses = {path.parent: json.loads(path.read_text())["train_loss"] for path in tree.glob("logs/*/history.jsonl")}
     return {folder.name: (loss, (folder / "log.txt").read_text()) for folder, loss in losses.items()}
 

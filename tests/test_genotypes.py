@@ -131,7 +131,6 @@ def test_a_pasted_line_of_a_log_is_a_genotype(literal):
 def test_a_cell_of_nasbench201_is_its_string():
     genotype = genotypes.load(f"{CELL}\n")
     assert str(genotype) == CELL and genotype == Genotype201(genotype.ops) == genotypes.parse(repr(genotype))
-    assert genotypes.parse(f"epoch 0: {CELL} (cifar10 91.50 %; rank 7 of 15,625)") == genotype
     for change in [("avg_pool", "max_pool"), ("~1", "~0"), ("~1", "~\N{SUPERSCRIPT ONE}"), ("+|none~0", "|none~0")]:
         with pytest.raises(ValueError, match=r"expected \|op~0\|\+\|op~0\|op~1\|\+.* with op one of none"):
             genotypes.load(CELL.replace(*change, 1))
@@ -177,17 +176,6 @@ def test_mistakes_are_named():
     for message, change in MISTAKES.items():
         with pytest.raises(ValueError, match=re.escape(message)):
             genotypes.load(LITERAL.replace(*change, 1))
-
-
-def test_primitives_spaces_and_edges():
-    published = "none max_pool_3x3 avg_pool_3x3 skip_connect sep_conv_3x3 sep_conv_5x5 dil_conv_3x3 dil_conv_5x5"
-    assert PRIMITIVES == published.split() and set(PRIMITIVES) <= set(operations.OPS)
-    for space in (space for space in genotypes.SPACES.values() if space.cells == "darts"):
-        assert sorted(space.primitives) == sorted(PRIMITIVES)
-    edges = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3)]
-    assert genotypes.EDGE_LIST == [*edges, *((3, source) for source in range(5))]
-    assert genotypes.EDGES == 14 and genotypes.CELL_TYPES == ("normal", "reduce")
-    assert [genotypes.count_skips(genotypes.load(name)) for name in [*PUBLISHED, CELL]] == [3, 1, 2, 2, 3, 2, 1]
 
 
 # --- recording --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import history
 from PIL import Image
 
 import evaluate
 import genotypes
 import imagenet_split
-import model
 import retrain
 import search
 import utils
@@ -65,10 +64,6 @@ def two_processes(script: str, arguments: str) -> str:
 def here(module, arguments: str):
     """A script alone, inside this process."""
     return module.main(cli.parse(module.get_parser(), arguments.split()))
-
-
-def history(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 def check_search(folder: Path, steps: int) -> None:
@@ -141,7 +136,7 @@ def test_from_the_split_to_the_test_on_two_processes(tree, tmp_path):
     check_on_two_processes(tree, tmp_path)
 
 
-# ---- what retraining on ImageNet consists of (ddsas.md, section 5) -------------------------------------------------
+# ---- what retraining on ImageNet consists of ---------------------------------------------------------------------
 
 
 def parse_script(*more: str) -> argparse.Namespace:
@@ -162,16 +157,11 @@ def test_the_settings_of_the_script_are_the_published_ones():
     assert rates == pytest.approx([rate * min(1, (e + 1) / 5) for e, rate in enumerate(linear)])
 
 
-def test_mobile_chooses_the_channels_and_is_for_large_images(monkeypatch):
-    asked = []
-    monkeypatch.setattr(model, "mobile_channels", lambda *args: asked.append(args) or 4)
-    info = data.Info(7, data.IMAGENET_MEAN, data.IMAGENET_STD, image_size=224)
-    network = retrain.build_network(parse_script("--mobile", "--layers", "3"), genotypes.DDSAS_imagenet, info)
-    assert network.init_channels == 4
-    assert asked == [(genotypes.DDSAS_imagenet, 3, 7)]  # test_model.py: 46 for 14 cells and 1000 classes
+def test_mobile_chooses_the_channels_and_is_for_large_images():
+    """test_model.py: 46 for 14 cells and 1000 classes."""
     small = parse_script("--mobile", "--dataset", "folder")
     with pytest.raises(cli.UserError, match="--mobile is for large images"):
-        retrain.build_network(small, genotypes.DDSAS_imagenet, dataclasses.replace(info, image_size=64))
+        retrain.build_network(small, genotypes.DDSAS_imagenet, data.Info(7, (0.5,) * 3, (0.2,) * 3, image_size=64))
 
 
 def test_training_images_are_jittered_and_test_images_are_not(tree):
@@ -184,11 +174,3 @@ def test_training_images_are_jittered_and_test_images_are_not(tree):
     for searched in halves:
         assert not any(isinstance(t, type(jitter)) for t in searched.images.augmented.transforms)
     assert info.num_classes == 10
-
-
-@pytest.mark.parametrize(("dataset", "size"), [("imagenet", (46, 14)), ("folder", (36, 20))])
-def test_the_networks_size_is_the_published_one_by_default(dataset, size):
-    args = cli.parse(retrain.get_parser(), ["--dataset", dataset, "--data", "nowhere", "--device", "cpu"])
-    with pytest.raises(cli.UserError, match="no folder nowhere"):
-        retrain.main(args)
-    assert (args.init_channels, args.layers) == size

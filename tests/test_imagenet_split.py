@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,20 +24,8 @@ def make_images(root: Path, classes: int, images: int, order: random.Random | No
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs the command line inside this process: its exit code, standard output and lines of standard error."""
-
-    def run(*arguments) -> tuple[int, str, list[str]]:
-        capsys.readouterr()
-        code = 0
-        try:
-            imagenet_split.run_script(imagenet_split.main, imagenet_split.get_parser(), [str(a) for a in arguments])
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err.splitlines()
-
-    return run
+def run(command):
+    return partial(command, imagenet_split)
 
 
 def split(data: Path, out: Path, *arguments) -> None:
@@ -151,11 +140,8 @@ def test_symbolic_links_where_hard_ones_are_not_possible(tmp_path, monkeypatch):
     "arguments, message",
     [
         (["--data", "nowhere"], "no folder nowhere/train"),
-        (["--train", "0"], "--train 0.0"),
         (["--val", "nan"], "--val nan"),
         (["--train", "0.9", "--val", "0.2"], "together at most 1"),
-        (["--seed", "-1"], "--seed: -1 is out of range"),
-        (["--out", "data"], "would mix"),
         (["--out", "data/train/split"], "would mix"),
     ],
 )

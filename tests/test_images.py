@@ -128,29 +128,6 @@ def test_photos_are_turned_as_their_camera_was_held(tmp_path, ending):
     assert turned.shape == (32, 16, 3) and turned[:15].mean() < 5 and turned[17:].mean() > 195
 
 
-def test_damaged_exif_data_do_not_make_an_image_bad(tmp_path):
-    draw(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01broken")
-    assert images.read_image(str(tmp_path / "x.jpg")).size == (8, 8)
-
-
-def test_the_centre_is_kept():
-    wide = np.zeros((20, 60, 3), np.uint8)
-    wide[:, 20:40] = 200  # the centre square
-    pixels = np.asarray(images.centre_square(Image.fromarray(wide), 10, 1))
-    assert np.all(pixels[:, 1:-1] == 200)  # the filter looks one pixel over the border
-    resized = transforms.CenterCrop(28)(transforms.Resize(32)(Image.effect_noise((70, 50), 50)))
-    assert resized.size == images.centre_square(Image.fromarray(wide), 28, 32 / 28).size
-
-
-def test_statistics_of_the_channels():
-    pixels = np.random.default_rng(0).integers(0, 256, (300, 5, 5, 3), np.uint8)
-    pixels[..., 2] = 9
-    mean, std = images.channel_statistics(pixels)
-    np.testing.assert_allclose(mean, (pixels / 255).mean((0, 1, 2)))
-    np.testing.assert_allclose(std[:2], (pixels / 255).std((0, 1, 2))[:2])
-    assert std[2] == 1 / 255
-
-
 # ---- Augmentation ----------------------------------------------------------------------------------------------------
 def plain_crop_and_flip(image: np.ndarray, top: int, left: int, flip: int, padding: int) -> np.ndarray:
     """torchvision's RandomCrop(size, padding) and flip on one PIL image, at given numbers."""

@@ -53,17 +53,6 @@ def test_mobile_setting_of_ddsas_is_46_channels():
     assert mobile_channels(genotypes.load("DDSAS_imagenet"), 14) == 46
 
 
-@pytest.mark.parametrize(
-    ("network", "size"), [(NetworkCIFAR, 32), (NetworkCIFAR, 16), (NetworkImageNet, 224), (NetworkImageNet, 64)]
-)
-def test_auxiliary_head_speaks_in_training_only(network, size):
-    net = network(4, 7, 3, True, genotypes.load("DARTS_V2"))
-    x = torch.rand(2, 3, size, size)
-    logits, auxiliary_logits = net(x)
-    assert logits.shape == auxiliary_logits.shape == (2, 7)
-    assert net.eval()(x)[1] is None
-
-
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     torch.manual_seed(0)
     y = drop_path(torch.ones(4000, 2, 3, 3), 0.25)

@@ -87,13 +87,6 @@ def test_a_network_computes_what_the_supernet_computes_with_one_operation_an_edg
     assert auxiliary is None and network.drop_path_prob == 0.0
 
 
-def test_a_cell_of_nothing_gives_zeros():
-    network = Network(4, 10, 1, Genotype201(("none",) * 6)).eval()
-    logits = network(torch.rand(2, 3, 8, 8))[0]
-    torch.testing.assert_close(logits, network(torch.zeros(2, 3, 8, 8))[0])
-    assert network.cells[0](torch.rand(2, 4, 8, 8)).count_nonzero() == 0
-
-
 @pytest.mark.parametrize(
     ("op", "parameters", "multiply_adds"),
     [

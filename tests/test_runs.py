@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import same
 
 import evaluate
 import genotypes
@@ -44,16 +45,6 @@ def parse(*argv: object) -> argparse.Namespace:
     parser.add_argument("--add_layers", action="append", type=int, default=[0])
     parser.add_argument("--cutout", action="store_true")
     return cli.parse(parser, [str(a) for a in argv])
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
 
 
 def fork(function: Callable[[], object]) -> int:
@@ -280,18 +271,14 @@ def best() -> dict:
 
 
 @pytest.fixture
-def evaluated(pictures, capsys):
+def evaluated(pictures, command):
     """evaluated(file) -> (exit code, results or None, lines of stderr) of `python evaluate.py` in this process."""
 
     def run(file: Path) -> tuple[int, dict | None, list[str]]:
-        argv, code = ["--model_path", file, "--data", pictures, "--device", "cpu", "--workers", 1, "--json"], 0
-        try:
-            cli.run_script(evaluate.main, evaluate.get_parser(), [*map(str, argv)])
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
+        words = "--model_path", file, "--data", pictures, "--device", "cpu", "--workers", 1, "--json"
+        code, out, errors = command(evaluate, *words)
         results = {name: json.loads(out)[name] for name in ("top1", "loss", "images", "genotype")} if out else None
-        return code, results, err.splitlines()
+        return code, results, errors
 
     return run
 
@@ -382,10 +369,10 @@ class Loader:
         return ((torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64)) for _ in range(start, 4))
 
 
-def train(*argv: object, stop_at: int | None = None, facts: dict | None = None, script: str = "search.py") -> Run:
+def train(*argv: object, stop_at: int | None = None, facts: dict | None = None, script="search.py", **options) -> Run:
     """A training that counts its steps; it breaks off after ``stop_at`` of them."""
     utils.set_seed(0)
-    run = Run(parse(*argv), script, "counted")
+    run = Run(parse(*argv), script, "counted", **options)
     counter, meter = Counter(), Average("cpu")
     run.keep({"counter": counter, "meter": meter}, facts)
     for epoch in range(run.epoch, run.args.epochs):
@@ -480,6 +467,15 @@ def test_resume_takes_the_stored_arguments_and_refuses_others_by_name(tmp_path):
             Run(parse("--resume", folder), "search.py", "x")
 
 
+def test_a_run_that_was_lengthened_ends_as_one_that_was_long_from_the_start(tmp_path):
+    whole = train("--save", tmp_path / "whole", "--epochs", 2).folder
+    train("--save", tmp_path / "run", "--epochs", 1)
+    train("--resume", tmp_path / "run", "--epochs", 2, may_change=["epochs"])
+    assert (tmp_path / "run/history.jsonl").read_text() == (whole / "history.jsonl").read_text()
+    states = [checkpoints.read_weights(tmp_path / name / "checkpoint.pt") for name in ("whole", "run")]
+    assert same(*states)
+
+
 def test_other_images_are_not_what_a_run_goes_on_with(tmp_path):
     train("--save", tmp_path / "run", stop_at=5, facts={"data_hash": "a"})
     with pytest.raises(UserError, match="the images are not those that the run began with"):
@@ -562,7 +558,6 @@ def test_a_checkpoint_with_a_number_that_is_not_finite_is_not_written(tmp_path):
             "--dataset folder --data 'my images' --image_size 32 --batch_size 9",
             "retrain.py --dataset folder --data 'my images' --image_size 32 --cutout --auxiliary --arch 'logs/a run'",
         ),
-        ("train_search.py", "", "train_cifar.py --dataset cifar10 --cutout --auxiliary --arch 'logs/a run'"),
         (
             "train_search.py",
             "--dataset fashion_mini --tmp_data_dir elsewhere",

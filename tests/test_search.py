@@ -1,6 +1,5 @@
 """search.py: the loop against the published one, the second-order gradient, every flag, and runs that repeat."""
 
-import itertools
 import json
 from types import SimpleNamespace
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import history
 from golden_arrays import golden, load_weights
 
 import architect
@@ -17,13 +17,13 @@ import search
 import utils
 from architect import Architect, first_order_backward, unrolled_backward
 from genotypes import CELL_TYPES
-from lib import cli, distributed, runs
+from lib import cli, runs
 from methods import CELLS, METHODS
 
 TINY = "--dataset folder --image_size 8 --init_channels 2 --layers 3 --batch_size 12 --epochs 1 --report_freq 1 --quiet"
 
 
-SMALL_SPACE = "--space_config nasbench201 --layers 1"
+SMALL_SPACE = "--space_config nasbench201"
 
 
 def arguments(text, *more):
@@ -31,19 +31,15 @@ def arguments(text, *more):
 
 
 def run_search(pictures, folder, text="", *more):
-    return search.main(arguments(text, *more, "--data", pictures, "--save", folder))
+    return search.main(arguments(f"--layers 1 {text}", *more, "--data", pictures, "--save", folder))
 
 
-def history(folder):
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-
-
-def tiny_search(text="", num_classes=10, device="cpu"):
+def tiny_search(text="", num_classes=10):
     """What search.main builds, over a tiny network in float64, without data."""
-    args, device = arguments(text), torch.device(device)
+    args, device = arguments(text), torch.device("cpu")
     space = genotypes.SPACES[args.space_config]
     supernet = CELLS[space.cells].supernet
-    network = supernet(args.init_channels, num_classes, args.layers, space.primitives, "cifar").to(device).double()
+    network = supernet(args.init_channels, num_classes, args.layers, space.primitives, "cifar").double()
     method = METHODS[args.method](args, space, device)
     method.architecture.double()
     network.straight_through = method.straight_through
@@ -52,29 +48,24 @@ def tiny_search(text="", num_classes=10, device="cpu"):
     return SimpleNamespace(args=args, network=network, method=method, optimizer=optimizer, architect=trainer)
 
 
-@pytest.mark.parametrize("computed", ["as defined", "by fast.py"])
-def test_thirty_steps_are_those_of_the_published_search(computed):
-    check_thirty_steps("cpu", computed)
-
-
-def check_thirty_steps(device, computed):
+@pytest.mark.parametrize(("computed", "steps"), [("as defined", 10), ("by fast.py", 30)])
+def test_steps_are_those_of_the_published_search(computed, steps):
     arrays = golden("search_trace.npz")
     meta = json.loads(str(arrays["meta"]))
     state = tiny_search(
         f"--init_channels {meta['C']} --layers {meta['layers']} --dss_freq {meta['dss_freq']}"
         f" --dss_max_ops {meta['max_ops']} --learning_rate {meta['lr']} --momentum {meta['momentum']}"
         f" --weight_decay {meta['weight_decay']} --arch_learning_rate {meta['arch_lr']}"
-        f" --arch_weight_decay {meta['arch_weight_decay']} --grad_clip {meta['grad_clip']}",
-        device=device,
+        f" --arch_weight_decay {meta['arch_weight_decay']} --grad_clip {meta['grad_clip']}"
     )
     load_weights(state.network, arrays)
     fast.use(state.network, print, plain=computed == "as defined")
     with torch.no_grad():
         for name, parameter in state.method.architecture.named_parameters():
             parameter.copy_(torch.tensor(arrays[f"init/{name}"]))
-    batches = {name: torch.tensor(arrays[name], device=device) for name in ("x", "y", "x_val", "y_val")}
+    batches = {name: torch.tensor(arrays[name]) for name in ("x", "y", "x_val", "y_val")}
 
-    for step in range(meta["steps"]):
+    for step in range(steps):
         state.method.before_step(0, step)
         if step % meta["dss_freq"] == 0:
             for kind in CELL_TYPES:
@@ -92,7 +83,8 @@ def check_thirty_steps(device, computed):
         loss = F.cross_entropy(state.network(x, weights, active), y)
         utils.descend(loss, state.optimizer, meta["grad_clip"])
         assert loss.item() == pytest.approx(arrays["trace/train_loss"][step], rel=1e-5)
-    assert str(state.method.subspace.genotype()) == str(arrays["genotype"])
+    if steps == meta["steps"]:
+        assert str(state.method.subspace.genotype()) == str(arrays["genotype"])
 
 
 def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypatch):
@@ -150,42 +142,19 @@ def test_unrolled_gradient_is_the_derivative_of_the_loss_one_step_ahead(monkeypa
 
 
 @pytest.mark.parametrize(
-    "flags",
+    "method",
     [
-        "--space_config shrink --saliency_type all --no_norm",
-        "--space_config expand --gumbel --tau_min 0.5 --tau_max 5",
-        "--space_config imagenet --rdss_prob 0.5 --arch_grad_clip 5 --warmup_epochs 5",
-        "--space_config space_config_static --begin 1 --cutout --cutout_length 4",
-        "--unrolled --dss_freq 1 --dss_max_ops 14 --confidence 0.5",
-        "--train_portion 0.6 --momentum 0.5 --weight_decay 0 --arch_weight_decay 0 --grad_clip 0 --seed 3 --note x",
-        "--learning_rate 0.1 --learning_rate_min 0 --arch_learning_rate 1e-2 --drop_path_prob 0.1 --bad_images skip",
-        "--checkpoint_freq 1 --device cpu --workers 0 --dss_max_ops 98",
+        "--method ddsas --gumbel --rdss_prob 0.3 --dss_freq 1",
+        f"--method ddsas {SMALL_SPACE} --dss_max_ops 8",
+        f"--method darts {SMALL_SPACE} --unrolled",
+        f"--method gdas {SMALL_SPACE}",
+        f"--method rws {SMALL_SPACE}",
+        *(pytest.param(f"--method {rest}", marks=pytest.mark.long) for rest in ("darts --unrolled", "gdas", "rws")),
     ],
 )
-def test_every_flag_runs(pictures, tmp_path, flags):
-    folder = run_search(pictures, tmp_path / "run", flags)
-    (line,) = history(folder)
-    assert np.isfinite([line["train_loss"], line["valid_loss"], line["arch_loss"]]).all()
-    assert genotypes.load(str(folder)) == genotypes.load(line["genotype"])
-    names = {"log.txt", "args.json", "genotype.txt", "history.jsonl", "timing.jsonl", "checkpoint.pt"}
-    assert names <= {path.name for path in folder.iterdir()} and list(folder.glob("events*"))
-
-
-WAYS = ["--method ddsas --gumbel", "--method darts", "--method darts --unrolled", "--method gdas", "--method rws"]
-
-
-@pytest.mark.parametrize(
-    ("method", "space"),
-    [
-        pytest.param(method, space, marks=[pytest.mark.long] * ("unrolled" in method and space == "static"))
-        for method, space in itertools.product(WAYS, ["static", "nasbench201 --layers 1 --dss_max_ops 8"])
-    ],
-)
-def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method, space):
+def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method):
     """Interrupted in the middle of its second epoch and resumed, a run ends with the bytes of one that was not."""
-    if "nasbench201" in space and "ddsas" not in method:
-        space = space.replace(" --dss_max_ops 8", "")
-    flags = f"{method} --space_config {space} --epochs 2 --batch_size 6 --no-tf32"
+    flags = f"{method} --epochs 2 --batch_size 9 --no-tf32"
     whole = run_search(pictures, tmp_path / "whole", flags)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         after_step, steps = runs.Run.after_step, []
@@ -193,7 +162,7 @@ def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method,
         def interrupt(self, *arguments):
             after_step(self, *arguments)
             steps.append(1)
-            if len(steps) == 8:
+            if len(steps) == 6:  # of four an epoch
                 raise KeyboardInterrupt
 
         patch.setattr(runs.Run, "after_step", interrupt)
@@ -208,6 +177,9 @@ def test_an_epoch_of_every_method_and_its_resumption(pictures, tmp_path, method,
     assert all((line["arch_loss"] is None) == ("rws" in method) for line in lines)
     expected, derived = lines[-1]["expected_multiply_adds"], lines[-1]["derived_multiply_adds"]
     assert derived >= 0 and expected > 0 or "gdas" in method  # one operation an edge, which may cost nothing
+    if "gumbel" in method:
+        other = run_search(pictures, tmp_path / "other", flags, "--seed", 1)
+        assert (whole / "history.jsonl").read_bytes() != (other / "history.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("space", ["static", "nasbench201"])
@@ -255,32 +227,11 @@ def test_every_process_draws_its_own_dropout_and_the_same_architecture(monkeypat
     assert drawn["0"][1] == drawn["1"][1] and not set(drawn["0"][0]) & set(drawn["1"][0])
 
 
-def test_two_runs_with_the_same_seed_are_the_same(pictures, tmp_path):
-    folders = [run_search(pictures, tmp_path / name, "--gumbel --rdss_prob 0.3 --dss_freq 1") for name in "ab"]
-    for name in ("genotype.txt", "history.jsonl"):
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
-    other = run_search(pictures, tmp_path / "c", "--gumbel --rdss_prob 0.3 --dss_freq 1 --seed 1")
-    assert (folders[0] / "history.jsonl").read_bytes() != (other / "history.jsonl").read_bytes()
-
-
-def test_the_subspace_moves_every_dss_freq_steps(pictures, tmp_path):
-    (line,) = history(run_search(pictures, tmp_path / "run", "--dss_freq 2 --batch_size 6"))
-    assert [sampling["step"] for sampling in line["samplings"]] == [0, 2, 4]
-    actives = [json.dumps(sampling["active"]) for sampling in line["samplings"]]
-    assert len(set(actives)) == 3 and all(sampling["changed"] > 0 for sampling in line["samplings"])
-
-
 def test_an_epoch_of_cifar_has_14_samplings():
     method = tiny_search("").method
     for step in range(391):
         method.before_step(0, step)
     assert [sampling["step"] for sampling in method.samplings] == [30 * n for n in range(14)]
-
-
-def test_imagenets_space_on_another_dataset_says_what_it_means(pictures, tmp_path):
-    log = (run_search(pictures, tmp_path / "run", "--space_config imagenet") / "log.txt").read_text()
-    assert "the space: sep_conv_3x3, dil_conv_3x3, sep_conv_5x5, dil_conv_5x5 from epoch 0; sep_conv_3x3," in log
-    assert "all other settings are those of --dataset folder" in log
 
 
 def test_before_epoch_begin_every_step_has_a_random_subspace():
@@ -315,11 +266,6 @@ def test_space_schedules_take_effect_at_their_epochs():
         assert found == expected
 
 
-def test_temperatures_fall():
-    method = tiny_search("--gumbel --tau_min 1 --tau_max 3 --epochs 3").method
-    assert [method.tau(epoch) for epoch in range(3)] == [3, 2, 1]
-
-
 def test_imagenets_ramp_starts_from_the_undecayed_rate(pictures, tmp_path):
     flags = f"{SMALL_SPACE} --epochs 3 --warmup_epochs 2 --learning_rate 0.5 --learning_rate_min 0 --dss_freq 1"
     monkeypatch = pytest.MonkeyPatch()
@@ -327,15 +273,6 @@ def test_imagenets_ramp_starts_from_the_undecayed_rate(pictures, tmp_path):
     lines = history(run_search(pictures, tmp_path / "run", flags))
     monkeypatch.undo()
     assert [line["lr"] for line in lines] == pytest.approx([0.25, 0.5, 0.125])
-
-
-def test_the_architecture_step_leaves_the_weights_alone():
-    state = tiny_search()
-    state.method.before_step(0, 0)
-    x, y = torch.randn(4, 3, 8, 8).double(), torch.randint(0, 10, (4,))
-    first_order_backward(state.network, state.optimizer, *state.method.operations(0), (x, y))
-    assert all(p.grad is None and p.requires_grad for p in state.network.parameters())
-    assert all(p.grad.abs().sum() > 0 for p in state.method.architecture.parameters())
 
 
 def test_the_gradients_of_alpha_and_of_beta_are_clipped_each():
@@ -370,56 +307,32 @@ def test_inactive_operations_decay_on_demand():
 
 def test_flops_weight_makes_the_expected_cost_fall(pictures, tmp_path):
     flags = f"{SMALL_SPACE} --method darts --arch_learning_rate 0.1 --batch_size 6"
-    without = run_search(pictures, tmp_path / "without", flags)
-    zero = run_search(pictures, tmp_path / "zero", flags, "--flops_weight", 0)
-    assert (without / "history.jsonl").read_bytes() == (zero / "history.jsonl").read_bytes()
-    costs = [history(without)[0]["expected_multiply_adds"]]
-    for weight in (1, 100):
-        folder = run_search(pictures, tmp_path / str(weight), flags, "--flops_weight", weight)
-        costs.append(history(folder)[0]["expected_multiply_adds"])
+    weights = [(), ("--flops_weight", 0), ("--flops_weight", 1), ("--flops_weight", 100)]
+    folders = [run_search(pictures, tmp_path / str(n), flags, *weight) for n, weight in enumerate(weights)]
+    assert (folders[0] / "history.jsonl").read_bytes() == (folders[1] / "history.jsonl").read_bytes()
+    costs = [history(folder)[0]["expected_multiply_adds"] for folder in folders[1:]]
     assert costs[0] > costs[1] > costs[2]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--dss_max_ops 13", "at least 14"),
         ("--tau_min 3 --tau_max 2 --gumbel", "tau"),
         ("--batch_size 50", "batch"),
         ("--train_portion 1", "between 0 and 1"),
-        ("--arch 2x", "Python name"),
-        ("--arch PRIMITIVES", "taken"),
         ("--arch DDSAS_cifar10", "taken"),
         ("--amp", "CUDA"),
-        ("--device cuda:7", "cuda:7"),
         ("--image_size 18", "multiple of 4"),
         ("--method darts --dss_freq 5", "--dss_freq is for --method ddsas, not darts"),
         ("--method gdas --unrolled", "--unrolled is for --method darts or ddsas"),
         ("--space_config nasbench201 --checkpoint_cells", "--checkpoint_cells"),
         ("--space_config nasbench201 --dss_max_ops 5", "at least 6"),
-        ("--space_config nasbench201 --table nowhere.csv", "nowhere.csv"),
         ("--table t.csv", "--table is for --space_config nasbench201"),
     ],
 )
 def test_wrong_arguments_are_named(pictures, tmp_path, flags, message):
     with pytest.raises(cli.UserError, match=message):
         run_search(pictures, tmp_path / "run", flags)
-
-
-@pytest.mark.parametrize(
-    "flags", ["--dataset mnist", "--space_config big", "--epochs 0", "--rdss_prob 2", "--momentum 1", "--frobnicate"]
-)
-def test_wrong_values_are_one_line_and_exit_2(capsys, flags):
-    with pytest.raises(SystemExit) as stop:
-        cli.run_script(search.main, search.get_parser(), flags.split())
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(pictures, tmp_path):
-    with pytest.raises(distributed.Diverged, match="epoch 0, step [1-9].*gradient norm"):
-        run_search(pictures, tmp_path / "run", "--learning_rate 1e30 --grad_clip 0 --batch_size 6")
-    assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_a_method_takes_the_flags_of_the_one_that_it_inherits_from(monkeypatch):

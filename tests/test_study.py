@@ -72,36 +72,17 @@ def test_list_prints_a_search_and_its_retraining_for_each_cell(work):
     assert len(protocols) == 1, "one protocol for all"
 
 
-def test_the_pilot_retrains_each_random_cell_by_every_protocol(work):
-    lines = work.run("study.sh", "--pilot", "--list", "--out", "o").stdout.splitlines()
-    assert len(lines) == 12
-    parts = [part.split() for part in lines[3].split(" --then ")]
-    assert parts[0][3:5] == ["o/random-3/search", "search.py"]
-    assert [part[0] for part in parts[1:4]] == [f"o/random-3/{name}-0" for name in ("now", "channels", "images")]
-    found = [cli.parse(retrain.get_parser(), part[2:]) for part in parts[1:]]
-    assert [(args.init_channels, args.train_portion, args.seed) for args in found[1:4]] == [
-        (16, 0.17, 0),
-        (8, 0.51, 0),
-        (8, 0.17, 1),
-    ] and {args.arch for args in found} == {"o/random-3/search"}
-
-
 # ---- running them ---------------------------------------------------------------------------------------------------
 
 
-def test_a_retraining_waits_for_its_search_and_goes_on_without_it(work):
+def test_a_retraining_waits_for_its_search(work):
     line = [work.folder / "a b/search", "search.py", "--seed", 1, "--then", work.folder / "a b/retrain", "retrain.py"]
     work.do.write_text("fail")
     assert work.run("lib/run_once.sh", *line).returncode == 3
     assert [call[0] for call in work.called()] == ["search.py"]
     work.do.write_text("")
     assert work.run("lib/run_once.sh", *line).returncode == 0
-    folders = [str(work.folder / "a b" / name) for name in ("search", "retrain")]
-    again = ["search.py", "--seed", "1", "--save", folders[0], "--resume", folders[0]]
-    assert work.called()[1:] == [again, ["retrain.py", "--save", folders[1]]]
-    (work.folder / "a b/retrain/finished").unlink()
-    assert work.run("lib/run_once.sh", *line).returncode == 0
-    assert work.called()[3:] == [["retrain.py", "--save", folders[1], "--resume", folders[1]]]
+    assert [call[0] for call in work.called()[1:]] == ["search.py", "retrain.py"]
 
 
 def test_the_genotype_of_pdarts_is_copied_to_where_the_retraining_looks(work):
@@ -206,8 +187,6 @@ def test_study_figure_refuses_in_one_line(tmp_path):
     for folder in (tmp_path, tmp_path / "mistyped"):
         with pytest.raises(cli.UserError, match="no finished cell"):
             draw(folder)
-    with pytest.raises(cli.UserError, match="no two cells"):
-        draw(tmp_path, "--pilot")
     assert not list(tmp_path.iterdir())
     made_up_cell(tmp_path, "gdas", 0, 80.0)
     made_up_cell(tmp_path, "gdas", 1, 80.0, epochs=600)

@@ -13,9 +13,9 @@ import types
 import pytest
 
 import nasbench201
-from genotypes import DARTS_V2, Genotype201
+from genotypes import Genotype201
 from lib import cli, tables
-from lib.tables import load_table, markdown_table
+from lib.tables import load_table
 from nasbench201 import EDGE_LIST, PRIMITIVES
 
 TEXT = "|nor_conv_3x3~0|+|nor_conv_1x1~0|avg_pool_3x3~1|+|none~0|skip_connect~1|nor_conv_3x3~2|"
@@ -45,19 +45,13 @@ def test_a_table_of_one_s_own(tmp_path):
         (f"architecture,accuracy\n{TEXT},91.5\n{TEXT},91.5\n", "line 3: .* a second time"),
         (f"{TEXT},nan\n", "line 1: accuracy nan"),
         (f"{TEXT},100.1\n", "line 1: accuracy"),
-        (f"{TEXT},ninety\n", "line 1: "),
         (f"{TEXT}\n", "line 1: 1 fields"),
         (f"architecture,cifar10,cifar100\n{TEXT},91.5\n", "line 2: 2 fields, expected architecture,cifar10,cifar100"),
-        (f"architecture,accuracy,cifar10\n{TEXT},9,9\n", "line 1: columns"),
-        (
-            f"architecture,mnist\n{TEXT},91.5\n",
-            "line 1: columns architecture, mnist; expected architecture and cifar10",
-        ),
+        (f"architecture,mnist\n{TEXT},91.5\n", "line 1: columns architecture, mnist; expected architecture and"),
         (f"{TEXT.replace('none', 'nothing')},91.5\n", "line 1: not a cell"),
         (f'"{TEXT},91.5\n', "line 1: "),
         (f"{TEXT},91.5\n\0\n", "line 2: "),
         (b"\xff\xfe", "not a text file"),
-        ("architecture,accuracy\n", "no line"),
         (None, "cannot be read"),
     ],
 )
@@ -68,12 +62,8 @@ def test_a_damaged_table_is_refused_by_line(tmp_path, content, reason):
     with pytest.raises(cli.UserError, match=reason) as caught:
         load_table(path)
     assert str(caught.value).isprintable()
-
-
-def test_what_can_be_no_table_is_not_read():
-    for path, reason in (("/dev/zero", "expected a file"), ("a\0b", "cannot be read")):
-        with pytest.raises(cli.UserError, match=reason):
-            load_table(path)
+    with pytest.raises(cli.UserError, match="expected a file"):
+        load_table("/dev/zero")
 
 
 # --- the package's ----------------------------------------------------------------------------------------------------
@@ -147,48 +137,22 @@ def test_the_published_facts_of_the_package_s_table():
 # --- the command, and Markdown ----------------------------------------------------------------------------------------
 
 
-def look_up(capsys, *argv: str) -> tuple[int, list[str], str]:
-    """`python nasbench201.py ...`: (exit code, lines on stdout, stderr)."""
-    try:
-        code = cli.run_script(nasbench201.main, nasbench201.get_parser(), [*map(str, argv)]) or 0
-    except SystemExit as stop:
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out.splitlines(), err
-
-
-def test_the_command_judges_cells_and_runs(capsys, tmp_path, monkeypatch):
+def test_the_command_judges_cells_and_runs(command, tmp_path, monkeypatch):
     table, run = tmp_path / "table.csv", tmp_path / "run"
     table.write_text(f"architecture,cifar10,imagenet16\n{TEXT},91.5,40\n{SKIPS},60.5,41\n")
     run.mkdir()
     (run / "genotype.txt").write_text(f"{SKIPS}\n")
     arguments = [TEXT, run, NONE, "--table", table]
-    code, lines, _ = look_up(capsys, *arguments)
+    code, out, _ = command(nasbench201, *arguments)
+    lines = out.splitlines()
     found = "cifar10: 91.50 % (rank 1 of 2, better than 50.00 %), imagenet16: 40.00 % (rank 2 of 2, better than 0.00 %)"
     assert code == 0 and lines[0] == f"{TEXT}: {found}"
     assert (
         lines[1].startswith(f"{run}: {SKIPS}: cifar10: 60.50 %") and "not known: " in lines[2] and "2 of 15" in lines[2]
     )
-    record = json.loads(look_up(capsys, *arguments, "--json")[1][1])
+    record = json.loads(command(nasbench201, *arguments, "--json")[1].splitlines()[1])
     assert record["run"] == str(run) and list(record["imagenet16"].values()) == [41, 1, 2, 50]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert look_up(capsys, TEXT)[1] == [f"{TEXT}: not known: {tables.NO_TABLE}"] and load_table() is None
-
-
-def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path):
-    (tmp_path / "genotype.txt").write_text(str(DARTS_V2))
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\0")
-    for text in ["|none~0|", "nor_conv_3x3", "no\0file", "a" * 5000, tmp_path, *tmp_path.iterdir()]:
-        code, lines, error = look_up(capsys, text)
-        assert code == 2 and not lines and error.count("\n") == 1, text
-
-
-def test_numbers_are_to_the_right_and_bars_are_escaped():
-    rows = [["method", "seeds", "accuracy %", "p", "cell"], ["ddsas", "24", "92.49 ± 0.10", "–", "|a~0|"]]
-    rows.append(["random", "100", "9.1", "< 0.001", "b"])
-    assert markdown_table(rows).splitlines() == [
-        "| method | seeds |   accuracy % |       p | cell    |",
-        "| ------ | ----: | -----------: | ------: | ------- |",
-        "| ddsas  |    24 | 92.49 ± 0.10 |       – | \\|a~0\\| |",
-        "| random |   100 |          9.1 | < 0.001 | b       |",
-    ]
+    assert command(nasbench201, TEXT)[1] == f"{TEXT}: not known: {tables.NO_TABLE}\n" and load_table() is None
+    code, out, errors = command(nasbench201, "|none~0|")
+    assert code == 2 and not out and len(errors) == 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 
 import numpy as np
 import pytest
+from conftest import history
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
@@ -21,7 +22,7 @@ import train_search
 import visualize
 from lib import cli, runs
 
-TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_size 12 --epochs 2 --quiet"
+TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 1 --batch_size 12 --epochs 2 --quiet"
 
 
 def run(script, pictures, folder, text=""):
@@ -38,10 +39,6 @@ def scalars(events, tag) -> dict[int, float]:
     found = events.Scalars(tag)
     assert len({event.step for event in found}) == len(found), f"{tag} has an epoch twice"
     return {event.step: event.value for event in found}
-
-
-def history(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 def hyperparameters(events) -> tuple[dict, list[str]]:
@@ -61,9 +58,8 @@ def assert_curves(found, lines, names):
         assert scalars(found, tag) == expected, tag
 
 
-@pytest.fixture(scope="module")
-def searched(pictures, tmp_path_factory):
-    return run(search, pictures, tmp_path_factory.mktemp("runs") / "search", "--dss_freq 2 --batch_size 6 --gumbel")
+def small_picture(line: dict) -> dict:
+    return {"cells": Figure(figsize=(1, 1))}
 
 
 SEARCH_CURVES = {
@@ -74,10 +70,12 @@ SEARCH_CURVES = {
     "valid_acc": "accuracy/valid",
     "lr": "learning_rate/weights",
 }
+WHAT = {"loss": "loss", "acc": "accuracy"}
 
 
-def test_curves_of_a_search(searched):
-    found, lines = events(searched), history(searched)
+def test_curves_and_pictures_of_a_search(pictures, tmp_path):
+    folder = run(search, pictures, tmp_path / "run", "--dss_freq 2 --batch_size 6 --gumbel")
+    found, lines = events(folder), history(folder)
     assert_curves(found, lines, SEARCH_CURVES | {"tau": "schedule/tau"})
     assert scalars(found, "learning_rate/architecture") == pytest.approx({0: 3e-4, 1: 3e-4})
     for cell in ("normal", "reduce"):
@@ -85,43 +83,21 @@ def test_curves_of_a_search(searched):
         assert entropy == pytest.approx({line["epoch"]: line["alpha_entropy"][cell] for line in lines}, rel=1e-6)
         assert entropy[0] == pytest.approx(math.log(8), rel=1e-2)  # alpha starts close to zero
         assert scalars(found, f"active_ops/{cell}") == {line["epoch"]: line["active_ops"][cell] for line in lines}
-
-
-def test_how_much_each_sampling_changed(searched):
-    found = events(searched)
     mean = scalars(found, "active_ops/changed_per_sampling")
-    for line, histogram in zip(history(searched), found.Histograms("active_ops/changed_at_each_sampling"), strict=True):
+    for line, histogram in zip(lines, found.Histograms("active_ops/changed_at_each_sampling"), strict=True):
         changed = [sampling["changed"] for sampling in line["samplings"]]
-        assert len(changed) == 3 and histogram.step == line["epoch"]
         values = histogram.histogram_value
-        assert (values.num, values.min, values.max) == (3, min(changed), max(changed))
+        assert len(changed) == 3 and (values.num, values.min, values.max) == (3, min(changed), max(changed))
         assert mean[line["epoch"]] == pytest.approx(np.mean(changed))
-
-
-def test_pictures_of_a_search(searched):
-    found = events(searched)
     tags = {"saliency", "visits"} | ({"cells"} if shutil.which("dot") else set())
     assert set(found.Tags()["images"]) == tags
     for tag in tags:
         images = found.Images(tag)
-        assert [image.step for image in images] == [0, 1]
-        assert images[0].width > 300 and images[0].height > 200
+        assert [image.step for image in images] == [0, 1] and images[0].width > 300 and images[0].height > 200
         assert images[0].encoded_image_string != images[1].encoded_image_string
-
-
-def test_hyperparameters_of_a_search_with_the_final_metrics(searched):
-    found = events(searched)
     values, metrics = hyperparameters(found)
-    expected = {
-        "space_config": "static",
-        "dss_freq": 2,
-        "batch_size": 6,
-        "learning_rate": 0.025,
-        "gumbel": True,
-        "seed": 0,
-    }
-    assert {name: values[name] for name in expected} == expected
-    assert not {"save", "given", "resume", "quiet", "device"} & values.keys()
+    expected = {"space_config": "static", "dss_freq": 2, "batch_size": 6, "gumbel": True, "seed": 0}
+    assert expected.items() <= values.items() and not {"save", "given", "resume", "quiet", "device"} & values.keys()
     assert {"final/loss/valid", "final/accuracy/valid", "final/loss/train"} <= set(metrics)
     assert scalars(found, "final/loss/valid") == {1: scalars(found, "loss/valid")[1]}
 
@@ -129,27 +105,24 @@ def test_hyperparameters_of_a_search_with_the_final_metrics(searched):
 def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path, monkeypatch):
     """Killed after the events of epoch 0, and then of epoch 1, were written and before their checkpoint was."""
 
-    class Killed(Exception):
-        pass
-
     save, calls = runs.Run._save, []
 
     def die(self, best=False):
         calls.append(self.epoch)
         if len(calls) in (1, 3):
-            raise Killed
+            raise ArithmeticError
         save(self, best)
 
+    monkeypatch.setattr(visualize, "epoch_pictures", small_picture)
     monkeypatch.setattr(runs.Run, "_save", die)
     # files of one second and process are read in the order of their last number as text, in which 10 is before 9
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     for _ in range(2):
-        with pytest.raises(Killed):
+        with pytest.raises(ArithmeticError):
             run(search, pictures, tmp_path / "run")
     search.main(cli.parse(search.get_parser(), ["--resume", str(tmp_path / "run")]))
-    assert (
-        calls == [1, 1, 2, 2] and len(list((tmp_path / "run").glob("events*"))) == 5
-    )  # two of them of hyperparameters
+    assert calls == [1, 1, 2, 2]
+    assert len(list((tmp_path / "run").glob("events*"))) == 5  # two of them of hyperparameters
     found = events(tmp_path / "run")
     assert_curves(found, history(tmp_path / "run"), SEARCH_CURVES)
     for tag in found.Tags()["scalars"]:
@@ -158,48 +131,35 @@ def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path
     assert hyperparameters(found)[0]["epochs"] == 2
 
 
-def test_events_of_pdarts(pictures, tmp_path):
-    text = "--epochs 1 --eps_no_arch 0 --add_layers 0 --add_layers 0"
-    folder = run(train_search, pictures, tmp_path / "p", text)
+def test_events_of_pdarts(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(visualize, "epoch_pictures", small_picture)
+    folder = run(train_search, pictures, tmp_path / "p", "--epochs 1 --eps_no_arch 0 --add_layers 0 --add_layers 0")
     found, lines = events(folder), history(folder)
     assert_curves(found, lines, SEARCH_CURVES | {"stage": "schedule/stage", "dropout": "schedule/dropout"})
-    assert scalars(found, "alpha_entropy/normal")[2] == pytest.approx(lines[2]["alpha_entropy"]["normal"], rel=1e-6)
-    if shutil.which("dot"):
-        assert [image.step for image in found.Images("cells")] == [0, 1, 2]
-    values, metrics = hyperparameters(found)
-    assert values["eps_no_arch"] == 0 and "final/accuracy/valid" in metrics
+    assert [image.step for image in found.Images("cells")] == [0, 1, 2]
 
 
 def test_looked_up_accuracy_and_rank_are_in_tensorboard_and_the_report(pictures, tmp_path):
     table, every = tmp_path / "table.csv", itertools.product(nasbench201.PRIMITIVES, repeat=6)
     rows = [f"{genotypes.Genotype201(ops)},{50 + n / 1000},{n / 1000}\n" for n, ops in enumerate(every)]
     table.write_text("architecture,cifar10,cifar100\n" + "".join(rows))
-    folder = run(search, pictures, tmp_path / "run", f"--space_config nasbench201 --layers 1 --table {table}")
-    found, lines = events(folder), history(folder)
-    assert_curves(found, lines, {"table_rank": "rank/looked_up"})
+    folder = run(search, pictures, tmp_path / "run", f"--space_config nasbench201 --epochs 1 --table {table}")
+    found, (line,) = events(folder), history(folder)
+    assert_curves(found, [line], {"table_rank": "rank/looked_up"})
     for name in ("cifar10", "cifar100"):
-        expected = {line["epoch"]: pytest.approx(line["table_acc"][name]) for line in lines}
-        assert scalars(found, f"accuracy/looked_up/{name}") == expected
+        assert scalars(found, f"accuracy/looked_up/{name}") == {0: pytest.approx(line["table_acc"][name])}
     assert "final/accuracy/looked_up/cifar10" in hyperparameters(found)[1]
     visualize.write_report(folder)
-    assert f"{lines[-1]['table_acc']['cifar10']:.2f} %" in (folder / "report.html").read_text()
+    assert f"{line['table_acc']['cifar10']:.2f} %" in (folder / "report.html").read_text()
 
 
 def test_events_of_a_retraining(pictures, tmp_path):
-    folder = run(retrain, pictures, tmp_path / "run", "--arch DDSAS_cifar10 --auxiliary")
-    found, lines = events(folder), history(folder)
-    curves = {
-        "train_loss": "loss/train",
-        "test_loss": "loss/test",
-        "train_acc": "accuracy/train",
-        "test_acc": "accuracy/test",
-        "best_acc": "accuracy/best",
-        "lr": "learning_rate/weights",
-        "drop_path": "schedule/drop_path",
-    }
-    assert_curves(found, lines, curves)
+    folder = run(retrain, pictures, tmp_path / "run", "--arch DDSAS_cifar10 --auxiliary --layers 3")
+    found = events(folder)
+    curves = {f"{part}_{name}": f"{tag}/{part}" for part in ("train", "test") for name, tag in WHAT.items()}
+    curves |= {"best_acc": "accuracy/best", "lr": "learning_rate/weights", "drop_path": "schedule/drop_path"}
+    assert_curves(found, history(folder), curves)
     plain = {tag for tag in found.Tags()["scalars"] if not tag.startswith("final/")}
     assert plain == set(curves.values())  # three classes: there is no top-5
     values, metrics = hyperparameters(found)
-    assert genotypes.load(values["arch"]) == genotypes.DDSAS_cifar10 and values["auxiliary"]
-    assert "final/accuracy/best" in metrics
+    assert genotypes.load(values["arch"]) == genotypes.DDSAS_cifar10 and "final/accuracy/best" in metrics

@@ -1,19 +1,21 @@
-"""Twenty steps of a search, recorded; test_distributed.py runs it alone and under torchrun.
+"""What two processes do in test_distributed.py: twenty steps of a search, also run alone; then what lib/ promises them.
 
 The network computes in float64 with its BatchNorm in evaluation mode: in training mode it would normalise with the
 statistics of half a batch on each of two processes, which is another network than one with the whole batch.
 
-    torchrun --nproc_per_node 2 tests/twenty_steps.py OUT BATCH_SIZE
+    torchrun --nproc_per_node 2 tests/two_processes.py --save FOLDER
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import sys
+import os
+import signal
 from pathlib import Path
 
 import conftest  # noqa: F401  (puts the project's root on the path)
+import torch
 
 import costs
 import genotypes
@@ -21,12 +23,12 @@ import methods
 import search
 import utils
 from architect import Architect
-from lib import cli, data, distributed
+from lib import cli, data, distributed, runs
 from model_search import Network
 
 STEPS = 20
 FLAGS = (
-    "--dataset fashion_mini --init_channels 2 --layers 3 --dss_freq 2 --rdss_prob 0.2 --gumbel --arch_learning_rate 0.1"
+    "--dataset fashion_mini --init_channels 2 --layers 1 --dss_freq 2 --rdss_prob 0.2 --gumbel --arch_learning_rate 0.1"
     " --learning_rate 0.1 --quiet --device cpu"
 )
 
@@ -87,8 +89,49 @@ def twenty_steps(batch_size: int) -> dict:
     return recorder.losses | {"active": recorder.active, "genotype": str(method.genotype())}
 
 
+def agree(rank: int) -> None:
+    """Gradients, sums and meters are over both processes; what differs between them is named."""
+    params = [torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3)] + [torch.nn.Parameter(torch.zeros(4).double())]
+    params[0].grad, params[2].grad = torch.full((2, 3), rank + 1.0), torch.full((3, 2), float(rank)).t()
+    params[3].grad = torch.full((4,), rank * 2.0).double()
+    distributed.average_gradients(params)
+    grads = [p.grad.unique().tolist() for p in params if p.grad is not None]
+    assert params[1].grad is None and grads == [[1.5], [0.5], [1.0]], grads
+    assert distributed.reduce_sum(torch.tensor([rank + 1])).item() == 3
+    try:
+        distributed.assert_same({"alpha": torch.ones(3), "beta": torch.tensor(float(rank))})
+        raise SystemExit("not seen")
+    except distributed.Diverged as error:
+        assert "beta" in str(error) and "alpha" not in str(error)
+    average = utils.Average("cpu")
+    logits = torch.arange(10.0, 0, -1).expand(5, 10)
+    average.add(torch.tensor(float(rank)), logits, torch.tensor([0, 0, 0, 4, 9 * rank]))
+    assert average.read() == (0.5, 70.0, 90.0, 10), average.read()
+    try:
+        distributed.together(torch.mm, torch.ones(2, 3), torch.ones(2, 3))
+    except RuntimeError as error:
+        assert not isinstance(error, distributed.RankLost)  # an error of the network's is no lost process
+
+
+def main(args) -> None:
+    record, rank = twenty_steps(4), distributed.rank()
+    assert (rank, distributed.world_size()) == (int(os.environ["RANK"]), 2) and distributed.is_main() == (rank == 0)
+    run = runs.Run(args, "two_processes.py", "x")
+    run.keep({"average": utils.Average("cpu")})
+    agree(rank)
+    run.end_epoch({"epoch": 0})
+    if rank == 0:
+        Path(args.save, "record.json").write_text(json.dumps(record))
+    for step in range(10**9):  # a signal to one process stops both at the same step
+        if step == 3 and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if run._signals.arrived():
+            Path(args.save, f"stopped{rank}").write_text(str(step))
+            run._signals.leave(run.resume_command)
+
+
 if __name__ == "__main__":
-    record = twenty_steps(int(sys.argv[2]))
-    if distributed.is_main():
-        Path(sys.argv[1]).write_text(json.dumps(record))
-    distributed.leave_distributed()
+    parser = cli.Parser()
+    cli.add_run_arguments(parser)
+    parser.set_defaults(epochs=4, batch_size=2)
+    cli.run_script(main, parser)
