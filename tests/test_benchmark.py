@@ -23,11 +23,10 @@ import run  # noqa: E402
 from checks import Scripts  # noqa: E402
 from steps import Setting, evaluation, retraining_step, search_step  # noqa: E402
 
-SMALL = {"layers": 3, "C": 4}
 WORK = {
-    "DDSAS search step": (8, partial(search_step, **SMALL)),
-    "retraining step": (8, partial(retraining_step, **SMALL)),
-    "evaluation": (8, partial(evaluation, **SMALL)),
+    "DDSAS search step": (8, partial(search_step, layers=1, C=2)),
+    "retraining step": (8, partial(retraining_step, layers=1, C=2)),
+    "evaluation": (8, partial(evaluation, layers=1, C=2)),
     "20 augmented batches": (8, run.augmentation),
 }
 
@@ -43,25 +42,27 @@ def test_every_row_is_printed(monkeypatch, capsys):
         assert re.search(rf"\| {re.escape(name)} \| \d+\.\d\d \|", printed)
 
 
-@pytest.mark.parametrize("which", [*run.WAYS, *run.WITHOUT])
-def test_every_way_computes_the_same(monkeypatch, which):
+def test_every_way_computes_the_same(monkeypatch):
     """Two steps' losses; what is patched for one is as before afterwards."""
-    monkeypatch.setattr(run, "WORK", WORK)
-    (ours, expected) = (run.build("DDSAS search step", name, Setting(4)) for name in (which, "published"))
-    for _ in range(2):
-        torch.testing.assert_close(ours(), expected(), rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(run, "WORK", {"step": (8, partial(search_step, layers=3, C=2))})
+    losses = {}
+    for which in [*run.WAYS, *run.WITHOUT, "published"]:
+        step = run.build("step", which, Setting(4))
+        found = [step(), step()]
+        torch.testing.assert_close(found, losses.setdefault("first", found), rtol=1e-4, atol=1e-4, msg=which)
 
 
-def test_memory_and_another_checkout(monkeypatch, capsys):
-    """This tree stands for the other one."""
+def test_memory_and_another_checkout(monkeypatch, capsys, tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/run.py").write_text("ours = lambda name, batch: lambda: None")
     monkeypatch.setattr(run, "WORK", {"20 augmented batches": (8, run.augmentation)})
 
     def fill() -> None:  # 64 MB that the allocator cannot have kept from before
         np.frombuffer(mmap.mmap(-1, 2**26), np.uint8)[:] = 1
 
     assert run.measure_peak(fill, torch.device("cpu")) == pytest.approx(64, abs=4)
-    found = run.compare(ROOT, quick=False, repetitions=2)
-    assert found["20 augmented batches"]["ratio"] > 0
+    found = run.compare(tmp_path, quick=False, repetitions=2)
+    assert found["20 augmented batches"]["ratio"] > 1  # nothing is quicker than something
     assert "| 20 augmented batches | 8 |" in capsys.readouterr().out
 
 
@@ -72,16 +73,28 @@ def test_a_part_is_ended_and_a_failure_said():
     assert gpu.run_part("graph", args, 100)["failed"].startswith("exit code 1: RuntimeError")
 
 
-@pytest.mark.long
-def test_the_rehearsal_of_a_gpu_comes_to_its_end(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--small", "--out", tmp_path / "gpu.json"]
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.long), pytest.param("cuda", marks=pytest.mark.cuda)]
+)
+def test_gpu_py_comes_to_its_end(tmp_path, device):
+    """Golden arrays, an epoch of every method, resuming, two processes, steps that never wait; on the CPU rehearsed."""
+    command = [
+        sys.executable,
+        ROOT / "benchmarks/gpu.py",
+        "--device",
+        device,
+        "--small",
+        "--out",
+        tmp_path / "gpu.json",
+    ]
     subprocess.run(command, check=True, timeout=600)
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert set(gpu.PARTS) < set(found)
     for name in gpu.PARTS:
         assert '"failed"' not in json.dumps(found[name]), found[name]
         assert '"ok": false' not in json.dumps(found[name]), found[name]
-    assert all(error < 1e-4 for error in found["checks"]["golden arrays, largest relative errors"].values())
+    for name, error in found["checks"]["golden arrays, largest relative errors"].items():
+        assert error < (1e-3 if "gradients" in name else 1e-4), name
 
 
 def test_a_script_runs_without_what_draws(tmp_path):
