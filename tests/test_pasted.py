@@ -18,7 +18,7 @@ import model
 from lib import cli
 from lib.tensorboard import TensorBoard
 
-TRAINING = "--batch_size 36 --epochs 1 --init_channels 2 --layers 3 --workers 0"
+TRAINING = "--batch_size 24 --epochs 1 --init_channels 2 --layers 3 --workers 0"
 PICTURES = f"--dataset folder --data pictures --image_size 32 {TRAINING}"
 SEARCHED = f"{PICTURES} --layers 1"
 STAGES = f"{SEARCHED} --eps_no_arch 0"
