@@ -47,11 +47,11 @@ def test_it_learns_as_on_the_cpu(scripts, words):
     assert ours == pytest.approx(expected, rel=1e-2)
 
 
-def test_a_checkpoint_goes_on_on_the_other_device(scripts):
-    folder = scripts.start(f"search.py {checks.TINY} --learning_rate 0.01 --learning_rate_min 0.01")
-    for epochs, device in ((2, "cpu"), (3, scripts.device)):
-        scripts.go_on(f"search.py --resume {folder} --epochs {epochs} --device {device}")
-        assert len(lines(folder / "history.jsonl")) == epochs
+def test_a_checkpoint_is_read_on_the_other_device(scripts):
+    folder = scripts.start(f"search.py {checks.TINY}")
+    for device in ("cpu", scripts.device):
+        scripts.go_on(f"search.py --resume {folder} --device {device}")
+        assert len(lines(folder / "history.jsonl")) == 1
 
 
 @pytest.mark.parametrize("name", ["ddsas", "pdarts", "retraining"])

@@ -467,15 +467,6 @@ def test_resume_takes_the_stored_arguments_and_refuses_others_by_name(tmp_path):
             Run(parse("--resume", folder), "search.py", "x")
 
 
-def test_a_run_that_was_lengthened_ends_as_one_that_was_long_from_the_start(tmp_path):
-    whole = train("--save", tmp_path / "whole", "--epochs", 2).folder
-    train("--save", tmp_path / "run", "--epochs", 1)
-    train("--resume", tmp_path / "run", "--epochs", 2, may_change=["epochs"])
-    assert (tmp_path / "run/history.jsonl").read_text() == (whole / "history.jsonl").read_text()
-    states = [checkpoints.read_weights(tmp_path / name / "checkpoint.pt") for name in ("whole", "run")]
-    assert same(*states)
-
-
 def test_other_images_are_not_what_a_run_goes_on_with(tmp_path):
     train("--save", tmp_path / "run", stop_at=5, facts={"data_hash": "a"})
     with pytest.raises(UserError, match="the images are not those that the run began with"):
