@@ -16,4 +16,5 @@ tell() { # MODULE [FILE]: what it prints replaces what stands in FILE between <!
 }
 tell figure1 docs/nasbench201.md
 tell study docs/study.md
+tell flops docs/own-images.md
 if [ -f figure/data/truth.jsonl ]; then tell truth docs/nasbench201.md; fi
