@@ -69,16 +69,6 @@ class Node:
         return self._pooled[key]
 
 
-OPERATIONS = DilConv, FactorizedReduce, Pool, ReLUConvBN, SepConv, Zero  # others are computed by their own forward
-WRITTEN_FOR = {  # `digest` of each class as it is; after an edit of both, tests/test_fast.py says what to write here
-    "cb0130c3ddd8",  # Network
-    "a2fece70baa9",  # Cell
-    "4d8fd8a05f24",  # MixedOp
-    "8acb63a3cd76",  # DilConv, ReLUConvBN, SepConv
-    "6b52b01fde82",  # FactorizedReduce
-    "e3b0c44298fc",  # Pool
-    "ca3ec75ff4ce",  # Zero
-}
 AVERAGE = repr(nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False))  # what depthwise.average computes
 
 
@@ -199,7 +189,7 @@ def concatenate(nodes: list[Node]) -> Tensor:
 def use(network: nn.Module, log: Callable[[str], None], plain: bool = False, checkpoint_cells: bool = False) -> None:
     """Let the network be computed by this file if that agrees with its definition, and ``log`` a line that says so.
 
-    ``plain`` asks for the definition. ``checkpoint_cells`` and a GPU, on which this file was never measured, imply it.
+    ``plain`` asks for the definition. ``checkpoint_cells`` and a GPU, where this file is slower, imply it.
     """
     vars(network).pop("forward", None)
     if plain:
@@ -283,6 +273,18 @@ def find_difference(network: Network) -> str | None:
             ours = []
         equal = len(ours) == len(expected) and all(map(agree, ours, expected))
         return None if equal else "fast.py gives other numbers"
+
+
+OPERATIONS = DilConv, FactorizedReduce, Pool, ReLUConvBN, SepConv, Zero  # others are computed by their own forward
+WRITTEN_FOR = {  # `digest` of each class as it is; after an edit of both, tests/test_fast.py says what to write here
+    "cb0130c3ddd8",  # Network
+    "a2fece70baa9",  # Cell
+    "4d8fd8a05f24",  # MixedOp
+    "8acb63a3cd76",  # DilConv, ReLUConvBN, SepConv
+    "6b52b01fde82",  # FactorizedReduce
+    "e3b0c44298fc",  # Pool
+    "ca3ec75ff4ce",  # Zero
+}
 
 
 def is_known(kind: type) -> bool:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import genotypes
 import model
@@ -49,7 +48,9 @@ def test_without_data_is_one_line(tmp_path):
         flops.main(flops.get_parser().parse_args(["--out", str(tmp_path)]))
 
 
-def test_the_reference_is_what_the_training_loop_takes():
-    network = resnet18.ResNet18(7)
-    logits, auxiliary = network(torch.randn(2, 3, 32, 32))
-    assert logits.shape == (2, 7) and auxiliary is None
+def test_the_reference_learns(pictures, capsys):
+    words = f"--dataset folder --data {pictures} --image_size 16 --batch_size 12 --epochs 3 --quiet --device cpu"
+    resnet18.main(cli.parse(resnet18.get_parser(), words.split()))
+    size, *epochs = capsys.readouterr().out.splitlines()
+    losses = [float(line.split("train loss ")[1].split(",")[0]) for line in epochs]
+    assert size == "11.178 M parameters" and len(losses) == 3 and losses[-1] < losses[0]
