@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
+import genotypes
+import model
 from lib import cli, tables
 from lib.checkpoints import write_whole
 from lib.figures import RC, save_figure
@@ -35,8 +39,6 @@ EXACT, DRAWN = 200_000, 100_000  # splits up to which all are counted; of more, 
 RESAMPLES = 10_000
 NOTES = f"""p: permutation test of the means, two-sided, exact (~: {DRAWN:,} drawn splits); Holm over the secondary rows
 interval: bootstrap percentiles of {RESAMPLES:,} resamples; what could not be: with power {POWER} at level {LEVEL}"""
-
-# ---- statistics -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -71,8 +73,9 @@ def compare(name: str, first: Iterable[float], second: Iterable[float] | None = 
         rng=np.random.default_rng(0),
     ).pvalue
     low, high = interval(samples, difference)
-    least = detectable(sizes, *pooled_deviation(samples))
-    return Comparison(name, sizes, float(difference(*samples)), low, high, float(p), count <= EXACT, least)
+    return Comparison(
+        name, sizes, float(difference(*samples)), low, high, float(p), count <= EXACT, detectable(samples)[0]
+    )
 
 
 def difference(first: np.ndarray, second: np.ndarray | None = None, axis: int = -1) -> np.ndarray:
@@ -80,22 +83,21 @@ def difference(first: np.ndarray, second: np.ndarray | None = None, axis: int = 
     return first.mean(axis) - (0 if second is None else second.mean(axis))
 
 
-def interval(samples: list[np.ndarray], statistic: Callable, paired: bool = False) -> tuple[float, float]:
+def interval(samples: Iterable[np.ndarray], statistic: Callable, paired: bool = False) -> tuple[float, float]:
     """95 % by bootstrap percentiles, with a fixed seed; with few values it is too narrow."""
     options = {"n_resamples": RESAMPLES, "method": "percentile", "paired": paired, "rng": np.random.default_rng(0)}
     return tuple(map(float, stats.bootstrap(samples, statistic, **options).confidence_interval))
 
 
-def pooled_deviation(samples: list[np.ndarray]) -> tuple[float, int]:
-    """One standard deviation for what is inside of all samples, and its degrees of freedom."""
+def detectable(samples: list[np.ndarray], sizes: Iterable[int] = ()) -> tuple[float, float]:
+    """(least difference, deviation): the one standard deviation inside of all samples, and what a t test finds with it.
+
+    Two-sided, (t(1 - LEVEL / 2) + t(POWER)) standard errors, for samples of these sizes, by default those given.
+    """
     freedom = sum(map(len, samples)) - len(samples)
-    return math.sqrt(sum(((values - values.mean()) ** 2).sum() for values in samples) / freedom), freedom
-
-
-def detectable(sizes: list[int], deviation: float, freedom: int) -> float:
-    """The difference that a two-sided t test of such samples finds: (t(1 - LEVEL / 2) + t(POWER)) standard errors."""
-    error = deviation * math.sqrt(sum(1 / size for size in sizes))
-    return float(error * (stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)))
+    deviation = math.sqrt(sum(((values - values.mean()) ** 2).sum() for values in samples) / freedom)
+    error = deviation * math.sqrt(sum(1 / size for size in sizes or map(len, samples)))
+    return float(error * stats.t.ppf([1 - LEVEL / 2, POWER], freedom).sum()), deviation
 
 
 def holm(ps: list[float]) -> list[float]:
@@ -119,7 +121,24 @@ def table_of(comparisons: list[Comparison], primary: str) -> str:
     return tables.markdown_table(rows)
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+def spread(values: Iterable[float], error: bool = False) -> str:
+    """Mean ± standard deviation, or the mean's standard error; of one value the mean alone."""
+    values = np.array(values)
+    deviation = f" ± {values.std(ddof=1) / (math.sqrt(len(values)) if error else 1):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{deviation}"
+
+
+def group(objects: Iterable, field: str) -> dict:
+    """Lists of the objects by their value of a field, by which they are in order."""
+    return {value: list(part) for value, part in itertools.groupby(objects, attrgetter(field))}
+
+
+def read_retraining(path: Path) -> tuple[dict, genotypes.Genotype, model.Network, float]:
+    """Arguments, genotype, network (on meta, for 10 classes) and last test accuracy of a finished retraining."""
+    args, genotype = read_json(path / "args.json")["args"], genotypes.load(path)
+    with torch.device("meta"):
+        network = model.network_for(False, args["init_channels"], 10, args["layers"], False, genotype)
+    return args, genotype, network, read_json(path / "history.jsonl")[-1]["test_acc"]
 
 
 def write_lines(path: Path, objects: list) -> None:
@@ -136,10 +155,13 @@ def read_lines(path: Path, kind: type) -> list:
     raise cli.UserError(f"nothing kept in {path}: give the runs it is made from (--help)")
 
 
-def add_out(parser: argparse.ArgumentParser) -> None:
-    """The flag --out."""
-    text = "of figure and data/; default: the folder that is given, or figure/"
-    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
+def get_parser(description: str, text: str, name: str = "folder", nargs: str = "?") -> cli.Parser:
+    """The command line of an experiment: what its data are made from, and --out."""
+    parser = cli.Parser(description)
+    parser.add_argument(name, nargs=nargs, type=Path, metavar="FOLDER", help=text)
+    out = "of figure and data/; default: the folder that is given, or figure/"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
+    return parser
 
 
 def save(draw: Callable[[], Figure], path: Path) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import common
-from experiments.common import COLORS, MUTED, compare, read_json
+from experiments.common import COLORS, MUTED, compare, read_json, spread
 from lib import cli, tables
 from lib.genotype_io import CELL_OPERATIONS, parse_cell
 
@@ -80,9 +80,6 @@ class Values:
         return np.array([space["by_3x3"][cell.count(CONV)] for cell in cells])
 
 
-# ---- cells ----------------------------------------------------------------------------------------------------------
-
-
 def digits(text: str) -> str:
     """The six digits of |op~0|+|op~0|op~1|+...; ValueError if it is no cell."""
     return "".join(str(CELL_OPERATIONS.index(op)) for op in parse_cell(text))
@@ -95,26 +92,18 @@ def function_of(cell: str) -> str:
     is linear) pools of them, a convolution one of its own. Convolutions of a kind are numbered, since one may reach the
     output on two ways; of all orders the first text counts. One of nothing leaves a constant, taken for nothing.
     """
-    orders = [itertools.permutations([edge for edge, op in enumerate(cell) if op == kind]) for kind in "23"]
-    return min(
-        _terms(cell, {edge: n for order in pair for n, edge in enumerate(order)}) for pair in itertools.product(*orders)
-    )
-
-
-def _terms(cell: str, number: dict[int, int]) -> str:
-    nodes, edge = [["x"]], 0
-    for _ in range(3):
-        terms = []
-        for source in list(nodes):
-            pools, convolution = [f"pool({term})" for term in source], f"conv{cell[edge]}_{number.get(edge)}"
-            convolved = [f"{convolution}({'+'.join(source)})"] if source else []
-            terms += {"0": [], "1": source, "4": pools}.get(cell[edge], convolved)
-            edge += 1
-        nodes.append(sorted(terms))
-    return "+".join(nodes[-1])
-
-
-# ---- what is kept ---------------------------------------------------------------------------------------------------
+    texts, edges = [], [[edge for edge, op in enumerate(cell) if op == kind] for kind in "23"]
+    for orders in itertools.product(*map(itertools.permutations, edges)):
+        number = {edge: n for order in orders for n, edge in enumerate(order)}
+        nodes = [["x"], [], [], []]
+        for edge, (op, node, source) in enumerate(zip(cell, (1, 2, 2, 3, 3, 3), (0, 0, 1, 0, 1, 2), strict=True)):
+            terms = sorted(nodes[source])
+            if op in "23" and terms:
+                nodes[node].append(f"conv{op}_{number[edge]}({'+'.join(terms)})")
+            elif op in "14":
+                nodes[node] += terms if op == "1" else [f"pool({term})" for term in terms]
+        texts.append("+".join(sorted(nodes[-1])))
+    return min(texts)
 
 
 def read_runs(folders: list[Path]) -> list[Search]:
@@ -136,23 +125,17 @@ def read_run(path: Path) -> Search:
         texts = [(path / "genotype.txt").read_text().strip()]
     method = path.name.removesuffix(f"-{args['seed']}")
     arrays = {name: [np.array(line[name]["cell"]) for line in lines if name in line] for name in QUANTITIES}
-    cpu = sum(line.get("cpu_seconds", 0) for line in timing) / 60
+    skip, name = (0, "saliency") if args["method"] == "ddsas" else (1, "probabilities")  # whose argmax is `other`
     return Search(
         method=method if method in METHODS else args["method"],
         seed=args["seed"],
         minutes=round(sum(line["seconds"] for line in timing) / 60, 2),
         cells=[digits(text) for text in texts],
-        cpu_minutes=round(cpu, 2) or None,
-        other=read_out_otherwise(arrays, args["method"]),
+        cpu_minutes=round(sum(line.get("cpu_seconds", 0) for line in timing) / 60, 2) or None,
+        other="".join(map(str, skip + arrays[name][-1][:, skip:].argmax(1))) if arrays[name] else None,
         **{name: info.get(name) for name in ("commit", "processor", "versions")},
         **{name: ["".join(f"{round(x * SCALE):04}" for x in a.flat) for a in arrays[name]] for name in QUANTITIES},
     )
-
-
-def read_out_otherwise(arrays: dict[str, list[np.ndarray]], method: str) -> str | None:
-    """The last cell by the other rule: from DDSAS' saliency with `none`, from softmax(alpha) without it."""
-    skip, name = (0, "saliency") if method == "ddsas" else (1, "probabilities")
-    return "".join(map(str, skip + arrays[name][-1][:, skip:].argmax(1))) if arrays[name] else None
 
 
 def summarize(table: tables.Table, named: set[str]) -> Values:
@@ -160,8 +143,7 @@ def summarize(table: tables.Table, named: set[str]) -> Values:
     rows = {digits(text): list(row.values()) for text, row in table.accuracies.items()}
     if missing := named - set(rows):
         raise cli.UserError(f"{table.source}: it lacks {len(missing)} of the cells that the searches found")
-    values, spaces = np.array(list(rows.values())), {}
-    functions = defaultdict(list)
+    values, spaces, functions = np.array(list(rows.values())), {}, defaultdict(list)
     for cell, row in rows.items():
         functions[function_of(cell)].append(row)
     noise = [np.std(group, axis=0, ddof=1) for group in functions.values() if len(group) >= 5]
@@ -169,8 +151,8 @@ def summarize(table: tables.Table, named: set[str]) -> Values:
     for name, part in (("all", counts >= 0), ("without none", np.array(["0" not in cell for cell in rows]))):
         best_of = [expected_best(values[part, 0], count) for count in range(1, MOST + 1)]
         by_count = [values[part & (counts == count)].mean(0).round(3).tolist() for count in range(7)]
-        space = {"count": int(part.sum()), "mean": values[part].mean(0), "std": values[part].std(0)}
-        spaces[name] = {key: np.round(number, 2).tolist() for key, number in space.items()}
+        mean, std = (number(values[part], axis=0).round(2).tolist() for number in (np.mean, np.std))
+        spaces[name] = {"count": int(part.sum()), "mean": mean, "std": std}
         spaces[name] |= {"by_3x3": by_count, "best_of": np.round(best_of, 3).tolist()}
     best = values.max(0).round(2).tolist()
     source = NAME if tuple(best) == NATS_BENCH else table.source
@@ -181,14 +163,6 @@ def summarize(table: tables.Table, named: set[str]) -> Values:
 def expected_best(values: np.ndarray, count: int) -> float:
     """The mean of the best of m = ``count`` draws: the k-th smallest of n is it with (k / n)^m - ((k - 1) / n)^m."""
     return float(np.sort(values) @ np.diff(np.linspace(0, 1, len(values) + 1) ** count))
-
-
-# ---- the tables -----------------------------------------------------------------------------------------------------
-
-
-def by_method(searches: list[Search]) -> dict[str, list[Search]]:
-    """Searches of each method, in their order."""
-    return {method: list(group) for method, group in itertools.groupby(searches, key=lambda one: one.method)}
 
 
 def cost(searches: list[Search]) -> float:
@@ -209,40 +183,41 @@ def table_of_results(groups: dict[str, list[Search]], values: Values) -> str:
     rows = [["cells", "seeds", "functions", *values.datasets, "worst to best", "3x3", "as many 3x3", "CPU min"]]
     for name, cells in result_cells(groups).items():
         found = [values.of(cells, dataset) for dataset in range(len(values.datasets))]
-        numbers = [f"{a.mean():.2f}" + (f" ± {a.std(ddof=1):.2f}" if len(a) > 1 else "") for a in found]
-        row = [name, str(len(cells)), str(len(set(map(function_of, cells)))), *numbers]
+        row = [name, str(len(cells)), str(len(set(map(function_of, cells)))), *map(spread, found)]
         row += [f"{found[0].min():.2f} to {found[0].max():.2f}", f"{np.mean([c.count(CONV) for c in cells]):.1f}"]
         row.append(f"{values.same_convolutions(cells)[:, 0].mean():.2f}")
         rows.append([*row, f"{cost(groups[name]):.1f}" if name in groups else "–"])
     references = {"nor_conv_3x3 on every edge": [f"{number:.2f}" for number in values.cells[ALL_CONV]]}
     for name, space in values.spaces.items():
-        spread = [f"{m:.2f} ± {s:.2f}" for m, s in zip(space["mean"], space["std"], strict=True)]
-        references[f"{name} ({space['count']:,.0f} cells)"] = spread
+        texts = [f"{m:.2f} ± {s:.2f}" for m, s in zip(space["mean"], space["std"], strict=True)]
+        references[f"{name} ({space['count']:,.0f} cells)"] = texts
     references["the best on each"] = [f"{number:.2f}" for number in values.best]
     references["noise: cells of one function"] = [f"± {number:.2f}" for number in values.noise]
-    rows += [[name, "–", "–", *numbers, *"––––"] for name, numbers in references.items()]
+    rows += [[name, "–", "–", *texts, *"––––"] for name, texts in references.items()]
     return tables.markdown_table(rows)
 
 
-def hypotheses(groups: dict[str, list[Search]], values: Values) -> list:
+def hypotheses(groups: dict[str, list[Search]], values: Values) -> list[common.Comparison]:
     """DDSAS against the other methods and against what needs no search, on the first data set."""
     cells = result_cells(groups)
     ddsas = values.of(cells["ddsas"])
     rivals = [name for name in [*TESTED, OTHER["darts"], OTHER["gdas"]] if len(cells.get(name, [])) > 1]
+    references = {
+        "itself after one epoch": values.of(cells[FIRST]),
+        "nor_conv_3x3 on every edge": values.of([ALL_CONV]),
+        "as many 3x3 at random": values.same_convolutions(cells["ddsas"])[:, 0],
+        "random without `none`": values.spaces["without none"]["mean"][0],
+    }
     found = [compare(f"ddsas – {name}", ddsas, values.of(cells[name])) for name in rivals]
-    found.append(compare("ddsas – itself after one epoch", ddsas - values.of(cells[FIRST])))
-    found.append(compare("ddsas – nor_conv_3x3 on every edge", ddsas - values.of([ALL_CONV])))
-    found.append(compare("ddsas – as many 3x3 at random", ddsas - values.same_convolutions(cells["ddsas"])[:, 0]))
-    found.append(compare("ddsas – random without `none`", ddsas - values.spaces["without none"]["mean"][0]))
-    return found
+    return found + [compare(f"ddsas – {name}", ddsas - known) for name, known in references.items()]
 
 
 def report(groups: dict[str, list[Search]], values: Values) -> str:
     """The tables, and what they rest on."""
     text = [f"{PAPER}\naccuracies of the last cells (%): {values.table}", table_of_results(groups, values)]
     if len(groups.get("ddsas", [])) > 1:
-        text.append(f"{values.datasets[0]}:\n\n{common.table_of(hypotheses(groups, values), PRIMARY)}")
-        text.append(common.NOTES)
+        table = common.table_of(hypotheses(groups, values), PRIMARY)
+        text += [f"{values.datasets[0]}:", table, common.NOTES]
     best_of = values.spaces["without none"]["best_of"]
     bests = ", ".join(f"{best_of[count - 1]:.2f} of {count}" for count in (4, 8, 16))
     text.append(f"the best of random cells without `none`, on average, which only the table tells: {bests}")
@@ -252,14 +227,12 @@ def report(groups: dict[str, list[Search]], values: Values) -> str:
     return "\n\n".join([*text, f"{len(searches)} searches, {hours:.1f} hours; commits: {commits}"])
 
 
-# ---- the figure -----------------------------------------------------------------------------------------------------
-
-
 def draw(groups: dict[str, list[Search]], values: Values | None) -> Figure:
     """For one column of a paper: (a) over the epochs, (b) over CPU minutes where there is a table."""
     figure = Figure((3.3, 4.3 if values else 2.2), layout="constrained")
     axes = figure.subplots(1 + bool(values), 1, squeeze=False)[:, 0]
-    axes[0].set(xlabel="epoch", ylabel="edges changed, summed up", title="(a) How far the cell moved")
+    axes[0].set(xlabel="epoch", ylabel="edges changed, summed up")
+    axes[0].set_title("(a) How far the cell moved", loc="left")
     for method in COLORS:
         searches = groups.get(method, [])
         length = min((len(search.cells) for search in searches), default=0)
@@ -271,19 +244,17 @@ def draw(groups: dict[str, list[Search]], values: Values | None) -> Figure:
             draw_lines(axes[1], epochs / length * cost(searches), regrets.clip(0.05), method)  # has a logarithm
     if values:
         title = f"(b) Distance to the best cell, {values.datasets[0].upper().replace('CIFAR', 'CIFAR-')}"
-        axes[1].set(xlabel="CPU minutes", ylabel="simple regret (points)", title=title, yscale="log", xlim=(0, None))
+        axes[1].set(xlabel="CPU minutes", ylabel="simple regret (points)", yscale="log", xlim=(0, None))
+        axes[1].set_title(title, loc="left")
         draw_references(axes[1], values)
-    for axis in axes:
-        axis.title.set_horizontalalignment("left")
-        axis.title.set_x(0)
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=2.4)
     return figure
 
 
 def changes(cells: list[str]) -> np.ndarray:
     """The share of edges whose operation changed from each epoch to the next, summed up; 0 at the first."""
-    share = [np.mean([a != b for a, b in zip(*pair, strict=True)]) for pair in itertools.pairwise(cells)]
-    return np.cumsum([0, *share])
+    ops = np.array([list(cell) for cell in cells])
+    return np.cumsum([0, *(ops[1:] != ops[:-1]).mean(1)])
 
 
 def draw_lines(axis, x: np.ndarray, values: np.ndarray, method: str) -> None:
@@ -305,9 +276,6 @@ def draw_references(axis, values: Values) -> None:
     axis.plot(counts * TRAINING, best, color=MUTED, drawstyle="steps-post", label=label, **style)
 
 
-# ---- command line ---------------------------------------------------------------------------------------------------
-
-
 def main(args: argparse.Namespace) -> None:
     """Keep what the runs tell if some are given, print the tables, draw the figure."""
     out = args.out or (args.runs or [common.FOLDER])[0]
@@ -317,18 +285,16 @@ def main(args: argparse.Namespace) -> None:
         named = {cell for search in searches for cell in [*search.cells, search.other] if cell} | {ALL_CONV}
         table = tables.load_table(args.table)
         common.write_lines(looked_up, [summarize(table, named)] if table else [])
-    groups = by_method(common.read_lines(kept, Search))
+    groups = common.group(common.read_lines(kept, Search), "method")
     values = Values(**found[0]) if (found := read_json(looked_up)) else None
     print(report(groups, values) if values else tables.NO_TABLE)
     common.save(lambda: draw(groups, values), out / "figure1")
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(__doc__)
+def get_parser() -> cli.Parser:
     text = "run folders of search.py --space_config nasbench201, or folders of them"
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN_FOLDER", help=text)
+    parser = common.get_parser(__doc__, text, "runs", "*")
     parser.add_argument("--table", type=Path, metavar="FILE.csv", help="accuracies, instead of analog-nasbench's")
-    common.add_out(parser)
     return parser
 
 

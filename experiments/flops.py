@@ -9,15 +9,12 @@ The folder has one of shell/study.sh for each LAMBDA, and one of random cells.
 from __future__ import annotations
 
 import argparse
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-import genotypes
 import model
 from experiments import common
 from experiments.common import COLORS, read_json
@@ -39,53 +36,40 @@ def collect(folder: Path) -> list[Found]:
     """The finished cells, by weight, random ones last."""
     found = []
     for path in sorted(path.parents[1] for path in folder.glob("*/*/retrain/finished")):
-        args, history = read_json(path / "retrain/args.json")["args"], read_json(path / "retrain/history.jsonl")
-        genotype = genotypes.load(str(path / "retrain"))
-        with torch.device("meta"):
-            network = model.network_for(False, args["init_channels"], 10, args["layers"], False, genotype)
+        args, genotype, network, accuracy = common.read_retraining(path / "retrain")
+        method, _, seed = path.name.rpartition("-")
+        weight = None if method == "random" else read_json(path / "search/args.json")["args"]["flops_weight"]
         cost = model.count_multiply_adds(network, args["image_size"]) / 1e6
-        weight = read_json(path / "search/args.json")["args"]["flops_weight"]
-        random = path.name.startswith("random")
-        seed = int(path.name.rpartition("-")[2])
-        found.append(Found(seed, str(genotype), cost, history[-1]["test_acc"], None if random else weight))
+        found.append(Found(int(seed), str(genotype), cost, accuracy, weight))
     return sorted(found, key=lambda one: (one.weight is None, one.weight or 0, one.seed))
 
 
-def by_weight(cells: list[Found]) -> dict[float | None, list[Found]]:
-    return {weight: list(group) for weight, group in itertools.groupby(cells, key=lambda one: one.weight)}
+def by_weight(cells: list[Found]) -> dict[float | None, np.ndarray]:
+    """Of each weight multiply-adds and accuracies, 2 x cells."""
+    groups = common.group(cells, "weight").items()
+    return {weight: np.array([(one.multiply_adds, one.test_acc) for one in group]).T for weight, group in groups}
 
 
 def table_of_weights(cells: list[Found]) -> str:
     """A row for each weight: means, and standard deviations over the seeds."""
     rows = [["--flops_weight", "cells", "multiply-adds M", "test accuracy %"]]
-    for weight, group in by_weight(cells).items():
-        row = ["random cells" if weight is None else f"{weight:g}", str(len(group))]
-        for values in ([one.multiply_adds for one in group], [one.test_acc for one in group]):
-            row.append(
-                f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
-            )
-        rows.append(row)
+    for weight, values in by_weight(cells).items():
+        name = "random cells" if weight is None else f"{weight:g}"
+        rows.append([name, str(values.shape[1]), *map(common.spread, values)])
     return tables.markdown_table(rows)
 
 
 def draw(cells: list[Found]) -> Figure:
     """A point for each cell, and the means of the weights, joined."""
-    figure = Figure((3.3, 2.4), layout="constrained")
-    axis, groups = figure.subplots(), by_weight(cells)
-    for weight, group in groups.items():
-        color = COLORS["random" if weight is None else "ddsas"]
-        costs, accuracies = [one.multiply_adds for one in group], [one.test_acc for one in group]
-        axis.plot(costs, accuracies, "o", color=color, markersize=3, alpha=0.6, markeredgewidth=0)
+    figure, groups = Figure((3.3, 2.4), layout="constrained"), by_weight(cells)
+    axis, color = figure.subplots(), COLORS["ddsas"]
+    for weight, values in groups.items():
+        style = {"color": COLORS["random"] if weight is None else color, "markersize": 3}
+        axis.plot(*values, "o", alpha=0.6, markeredgewidth=0, **style)
         if weight is not None:
-            axis.annotate(f"{weight:g}", (np.mean(costs), np.mean(accuracies)), (3, 3), textcoords="offset points")
-    means = [
-        [np.mean([one.multiply_adds for one in g]), np.mean([one.test_acc for one in g])]
-        for w, g in groups.items()
-        if w is not None
-    ]
-    axis.plot(
-        *np.transpose(means), "-D", color=COLORS["ddsas"], markersize=4, linewidth=1, label="means, with their weights"
-    )
+            axis.annotate(f"{weight:g}", values.mean(1), (3, 3), textcoords="offset points")
+    means = [values.mean(1) for weight, values in groups.items() if weight is not None]
+    axis.plot(*np.transpose(means), "-D", color=color, markersize=4, linewidth=1, label="means, with their weights")
     axis.plot([], [], "o", color=COLORS["random"], markersize=3, label="random cells")
     axis.set(xlabel="multiply-adds of the retrained network (millions)", ylabel="test accuracy (%)")
     axis.legend(frameon=False, loc="lower right")
@@ -102,11 +86,8 @@ def main(args: argparse.Namespace) -> None:
     common.save(lambda: draw(cells), out / "flops")
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="with a folder for each weight")
-    common.add_out(parser)
-    return parser
+def get_parser() -> cli.Parser:
+    return common.get_parser(__doc__, "with a folder for each weight")
 
 
 if __name__ == "__main__":

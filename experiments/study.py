@@ -11,19 +11,17 @@ The accuracy is that of the last epoch, not of the best, which would be chosen b
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 import genotypes
 import model
 from experiments import common
-from experiments.common import COLORS, MUTED, compare, read_json
+from experiments.common import COLORS, MUTED, compare, read_json, spread
 from lib import cli, tables
 from lib.report import INK
 
@@ -50,9 +48,6 @@ class Cell:
     fault: str | None = None  # found later in the code that searched
 
 
-# ---- what is kept ---------------------------------------------------------------------------------------------------
-
-
 def collect(folder: Path) -> tuple[list[Cell], int]:
     """The finished cells of a study, by method and seed, and how many have begun and are not finished."""
     begun = [path for path in sorted(folder.glob("*-*")) if (path / "search").is_dir() or (path / "retrain").is_dir()]
@@ -60,18 +55,13 @@ def collect(folder: Path) -> tuple[list[Cell], int]:
     cells, protocol = [], {}
     for path in finished:
         method, _, seed = path.name.rpartition("-")
-        args = read_json(path / "retrain/args.json")["args"]
+        args, genotype, network, accuracy = common.read_retraining(path / "retrain")
         for name in sorted(set(args) - NOT_OF_THE_PROTOCOL):
             if protocol.setdefault(name, args[name]) != args[name]:
                 raise cli.UserError(f"{path}: retrained with another --{name} than {finished[0].name}: draw them apart")
-        genotype = genotypes.load(str(path / "retrain"))
-        with torch.device("meta"):
-            network = model.network_for(False, args["init_channels"], 10, args["layers"], False, genotype)
-        params = model.count_parameters(network) / 1e6
         words = f"{args['dataset']}, {args['init_channels']} channels, {args['layers']} cells, {args['epochs']} epochs"
         words += f" of {100 * args['train_portion']:g} % of the training images"
-        accuracy = read_json(path / "retrain/history.jsonl")[-1]["test_acc"]
-        costs = cost(path / "retrain")[0], *cost(path / "search")
+        params, costs = model.count_parameters(network) / 1e6, (cost(path / "retrain")[0], *cost(path / "search"))
         cells.append(Cell(method, int(seed), str(genotype), accuracy, params, words, *costs))
     order = {method: place for place, method in enumerate(METHODS)} | {RANDOM: 99}
     cells.sort(key=lambda cell: (order.get(cell.method, len(METHODS)), cell.method, cell.seed))
@@ -87,35 +77,30 @@ def cost(folder: Path) -> tuple[float | None, float | None]:
     return round(sum(line["seconds"] for line in lines) / 60, 2), round(memory, 3) or None
 
 
-# ---- tables ---------------------------------------------------------------------------------------------------------
+def accuracies(cells: list[Cell]) -> np.ndarray:
+    """Their test accuracies."""
+    return np.array([cell.test_acc for cell in cells])
 
 
 def table_of_results(groups: dict[str, list[Cell]]) -> str:
     """A row for each method; minutes (wall clock) and memory of its searches are medians."""
     rows = [["method", "cells", "test accuracy %", "worst to best", "skips", "parameters M", "search min", "GB"]]
     for method, cells in groups.items():
-        found = np.array([cell.test_acc for cell in cells])
-        spread = f" ± {found.std(ddof=1) / len(found) ** 0.5:.2f}" if len(found) > 1 else ""
-        row = [method + " *" * any(cell.fault for cell in cells), str(len(cells)), f"{found.mean():.2f}{spread}"]
+        found = accuracies(cells)
+        row = [method + " *" * any(cell.fault for cell in cells), str(len(cells)), spread(found, error=True)]
         skips = [genotypes.count_skips(genotypes.load(cell.genotype)) for cell in cells]
         row += [f"{found.min():.2f} to {found.max():.2f}", f"{np.mean(skips):.1f}"]
         row.append(f"{np.mean([cell.params for cell in cells]):.3f}")
-        for name, form in (("search_minutes", "{:.1f}"), ("search_gb", "{:.2f}")):
+        for name, form in (("search_minutes", ".1f"), ("search_gb", ".2f")):
             known = [value for cell in cells if (value := getattr(cell, name)) is not None]
-            row.append(form.format(np.median(known)) if known else "–")
+            row.append(format(np.median(known), form) if known else "–")
         rows.append(row)
     return tables.markdown_table(rows)
 
 
-def accuracies(groups: dict[str, list[Cell]]) -> dict[str, np.ndarray]:
-    """Of searched and random cells, of each method with two of them."""
-    tested = [method for method in (*METHODS, RANDOM) if len(groups.get(method, [])) > 1]
-    return {method: np.array([cell.test_acc for cell in groups[method]]) for method in tested}
-
-
 def hypotheses(groups: dict[str, list[Cell]]) -> list[common.Comparison]:
     """The bandit's subspaces against random ones, and each method against random cells."""
-    found = accuracies(groups)
+    found = {method: accuracies(cells) for method, cells in groups.items() if len(cells) > 1}
     pairs = [("ddsas", "ddsas-random"), *((method, RANDOM) for method in METHODS)]
     return [compare(f"{a} – {b}", found[a], found[b]) for a, b in pairs if a in found and b in found]
 
@@ -124,20 +109,16 @@ def notes(groups: dict[str, list[Cell]], unfinished: int) -> str:
     """What stands below the tables."""
     cells = [cell for group in groups.values() for cell in group]
     lines = [f"retraining: {cells[0].protocol}; equal width, so parameters differ; ± is the standard error of the mean"]
-    samples = {method: found for method, found in accuracies(groups).items() if method != WIDEST}
-    if RANDOM in samples and len(samples) > 1:
-        sizes = [min(len(found) for method, found in samples.items() if method != RANDOM), len(samples[RANDOM])]
-        deviation, freedom = common.pooled_deviation(list(samples.values()))
-        least = common.detectable(sizes, deviation, freedom)
+    known = [method for method in METHODS if method != WIDEST and len(groups.get(method, [])) > 1]
+    if known and len(groups.get(RANDOM, [])) > 1:
+        sizes = min(len(groups[method]) for method in known), len(groups[RANDOM])
+        least, deviation = common.detectable([accuracies(groups[method]) for method in (*known, RANDOM)], sizes)
         text = f"{sizes[0]} against {sizes[1]} cells tell {least:.2f} points apart"
         lines.append(f"{text}, with one standard deviation for all but {WIDEST}, {deviation:.2f}")
     lines += sorted({f"* {cell.method}: {cell.fault}" for cell in cells if cell.fault})
     hours = sum(cell.retrain_minutes + (cell.search_minutes or 0) for cell in cells) / 60
     rest = f"; {unfinished} more have begun and are left out" if unfinished else ""
     return "\n".join([*lines, f"{len(cells)} cells, {hours:.1f} hours of one thread (wall clock){rest}"])
-
-
-# ---- the pilot ------------------------------------------------------------------------------------------------------
 
 
 def pilot(folder: Path) -> str:
@@ -152,8 +133,8 @@ def pilot(folder: Path) -> str:
         values = np.array([runs for runs in cells.values() if len(runs) == seeds])  # cells x seeds x 2
         if min(values.shape[:2]) > 1:
             correlation, minutes = intraclass_correlation(values[..., 0]), np.median(values[..., 1])
-            row = [protocol, str(len(values)), str(seeds), f"{correlation:.2f}"]
-            rows.append([*row, f"{minutes:.1f}", f"{correlation / minutes:.3f}"])
+            numbers = f"{correlation:.2f}", f"{minutes:.1f}", f"{correlation / minutes:.3f}"
+            rows.append([protocol, str(len(values)), str(seeds), *numbers])
     if len(rows) == 1:
         raise cli.UserError(f"{folder}: no two cells retrained with two seeds; expected what study.sh --pilot made")
     return tables.markdown_table(rows)
@@ -166,31 +147,26 @@ def intraclass_correlation(values: np.ndarray) -> float:
     return float((between - within) / (between + (seeds - 1) * within))
 
 
-# ---- the figure -----------------------------------------------------------------------------------------------------
-
-
 def draw(groups: dict[str, list[Cell]]) -> Figure:
     """A row for each method: its cells as points, their mean and its standard error; random cells as a band."""
     figure = Figure((3.3, 0.6 + 0.2 * len(groups)), layout="constrained")
     axis = figure.subplots()
     for row, (method, cells) in enumerate(groups.items()):
         color = COLORS.get(method.removesuffix("-shrink").removesuffix("-expand"), INK)
-        found = np.array([cell.test_acc for cell in cells])
+        found = accuracies(cells)
         axis.plot(found, [row + 0.18] * len(found), "o", color=color, markersize=3, alpha=0.55, markeredgewidth=0)
         if len(cells) > 1:
             error, style = found.std(ddof=1) / len(found) ** 0.5, {"markersize": 3, "capsize": 2, "linewidth": 1}
             axis.errorbar(found.mean(), row - 0.12, xerr=error, fmt="D", color=color, **style)
-    if reference := [cell.test_acc for cell in groups.get(RANDOM, [])]:
-        axis.axvspan(min(reference), max(reference), alpha=0.10, linewidth=0, color=MUTED, zorder=0)
-        axis.axvline(np.mean(reference), linewidth=0.8, linestyle=(0, (6, 2)), color=MUTED, zorder=0)
+    if RANDOM in groups:
+        reference = accuracies(groups[RANDOM])
+        axis.axvspan(reference.min(), reference.max(), alpha=0.10, linewidth=0, color=MUTED, zorder=0)
+        axis.axvline(reference.mean(), linewidth=0.8, linestyle=(0, (6, 2)), color=MUTED, zorder=0)
     axis.set_yticks(range(len(groups)), [f"{method} ({len(cells)})" for method, cells in groups.items()])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", visible=False)
     axis.set(ylim=(len(groups) - 0.5, -0.6), xlabel="test accuracy (%)")
     return figure
-
-
-# ---- command line ---------------------------------------------------------------------------------------------------
 
 
 def main(args: argparse.Namespace) -> None:
@@ -204,19 +180,16 @@ def main(args: argparse.Namespace) -> None:
         if not cells:
             raise cli.UserError(f"{args.folder}: no finished cell; expected the folder of bash shell/study.sh")
         common.write_lines(out / "data/study.jsonl", cells)
-    cells = common.read_lines(out / "data/study.jsonl", Cell)
-    groups = {method: list(group) for method, group in itertools.groupby(cells, key=lambda cell: cell.method)}
+    groups = common.group(common.read_lines(out / "data/study.jsonl", Cell), "method")
     parts, comparisons = [table_of_results(groups)], hypotheses(groups)
     parts += [common.table_of(comparisons, PRIMARY), common.NOTES] if comparisons else []
     print("\n\n".join([*parts, notes(groups, unfinished)]))
     common.save(lambda: draw(groups), out / "study")
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="--out of shell/study.sh")
+def get_parser() -> cli.Parser:
+    parser = common.get_parser(__doc__, "--out of shell/study.sh")
     parser.add_argument("--pilot", action="store_true", help="the folder is that of shell/study.sh --pilot")
-    common.add_out(parser)
     return parser
 
 

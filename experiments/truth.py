@@ -32,12 +32,12 @@ class Trained:
     part: int | None = None  # of the table, 0 is the best: the order on CIFAR-10; None: found by a search
 
 
-def cells_to_train(table: tables.Table, parts: int, searches: list[figure1.Search]) -> dict[str, str]:
+def cells_to_train(table: tables.Table, parts: int, groups: dict[str, list[figure1.Search]]) -> dict[str, str]:
     """Architectures by name: part-K, drawn from the K-th part of the table with a fixed seed, and found-DIGITS."""
     order = sorted(table.accuracies, key=lambda text: -table.accuracies[text]["cifar10"])
     bounds, rng = np.linspace(0, len(order), parts + 1).astype(int), np.random.default_rng(0)
     drawn = {f"part-{k}": order[rng.integers(bounds[k], bounds[k + 1])] for k in range(parts)}
-    found = {cell for cells in figure1.result_cells(figure1.by_method(searches)).values() for cell in cells}
+    found = {cell for cells in figure1.result_cells(groups).values() for cell in cells}
     return drawn | {f"found-{cell}": text for text in sorted(order) if (cell := figure1.digits(text)) in found}
 
 
@@ -72,38 +72,36 @@ def report(trained: list[Trained], groups: dict[str, list[figure1.Search]]) -> s
     best, minutes = max(known.values()), float(np.median([one.minutes for one in trained]))
     rows = [["method", "seeds", "regret on Fashion-MNIST", "CPU min", "random search at that cost"]]
     for method, searches in groups.items():
-        regrets = np.array([best - known[one.cells[-1]] for one in searches if one.cells[-1] in known])
-        if len(regrets) == len(searches) > 1 and len(drawn):
-            count = max(1, round(figure1.cost(searches) / minutes))
+        regrets = [best - known[one.cells[-1]] for one in searches if one.cells[-1] in known]
+        if len(regrets) == len(searches) > 1 and drawn:
+            cost = figure1.cost(searches)
+            count = max(1, round(cost / minutes))
             by_chance = f"{best - figure1.expected_best(accuracies, count):.2f} ({count} cells)"
-            spread = f"{regrets.mean():.2f} ± {regrets.std(ddof=1):.2f}"
-            rows.append([method, str(len(searches)), spread, f"{figure1.cost(searches):.1f}", by_chance])
+            rows.append([method, str(len(searches)), common.spread(regrets), f"{cost:.1f}", by_chance])
     lines += ["", tables.markdown_table(rows), "", f"regret: points below the best of all these cells, {best:.2f} %"]
     return "\n".join([*lines, f"random search: the best of so many drawn cells, {minutes:.1f} minutes each (median)"])
 
 
 def main(args: argparse.Namespace) -> None:
     """List the cells to train; or keep what a folder has, and print."""
-    searches = common.read_lines(common.FOLDER / "data/figure1.jsonl", figure1.Search)
+    groups = common.group(common.read_lines(common.FOLDER / "data/figure1.jsonl", figure1.Search), "method")
     if args.list:
         if not (table := tables.load_table(args.table)):
             raise cli.UserError(tables.NO_TABLE)
-        for name, text in cells_to_train(table, args.parts, searches).items():
+        for name, text in cells_to_train(table, args.parts, groups).items():
             print(name, text)
         return
     kept = (args.out or args.folder or common.FOLDER) / "data/truth.jsonl"
     if args.folder:
         common.write_lines(kept, collect(args.folder))
-    print(report(common.read_lines(kept, Trained), figure1.by_method(searches)))
+    print(report(common.read_lines(kept, Trained), groups))
 
 
-def get_parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="--out of shell/truth.sh")
+def get_parser() -> cli.Parser:
+    parser = common.get_parser(__doc__, "--out of shell/truth.sh")
     parser.add_argument("--table", type=Path, metavar="FILE.csv", help="accuracies, instead of analog-nasbench's")
     parser.add_argument("--list", action="store_true", help="print the cells to train")
     parser.add_argument("--parts", type=cli.number(int, 1, tables.SIZE), default=60, help="cells that are drawn")
-    common.add_out(parser)
     return parser
 
 

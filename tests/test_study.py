@@ -211,7 +211,7 @@ def test_truth_correlates_ranks_and_holds_methods_against_random_search():
         truth.Trained("333333", 89.5, 2.0)
     ]
     searches = [figure1.Search("ddsas", seed, 8.0, ["333333"]) for seed in range(2)]
-    text = truth.report(trained, figure1.by_method(searches))
+    text = truth.report(trained, common.group(searches, "method"))
     assert "20 drawn cells, 1 found" in text and ": 1.00, 95 % interval 1.00 to 1.00" in text
     drawn = np.random.default_rng(0).choice(90.0 - np.arange(20), (100_000, 4)).max(1)
     regret, cells = rows_of(text)["ddsas"][3].split(" (")
