@@ -33,7 +33,7 @@ import genotypes
 import model
 import utils
 from genotypes import EDGES, SPACES, Genotype, Genotype201
-from lib import checkpoints, cli, confusion, data, distributed, predictions, weights
+from lib import checkpoints, cli, data, distributed, predictions, weights
 from lib.cli import UserError, number, printable
 from lib.export import export_network
 from lib.tables import markdown_table
@@ -48,7 +48,7 @@ RELEASED = {  # (genotype, for large images): the file of its authors, see READM
     ("PDARTS", False): "PDARTS_cifar10.pt",
     ("PDARTS", True): "PDARTS_imagenet.pth.tar",
 }
-COUNTED = ("genotype", "dataset", "channels", "cells", "parameters_m", "multiply_adds_m")  # by --count
+COUNTED = ("genotype", "dataset", "channels", "cells", "parameters_m", "multiply_adds_m")  # by --count --json
 MAX_IMAGE_SIZE = 1024  # pixels, as a checkpoint may ask for; --image_size may be larger
 OF_SEARCH = {"architect", "arch_optimizer"}  # what searches' checkpoints hold, and held in earlier versions
 SUPERNET = re.compile(r"cells\.\d+\._ops\.\d+\._ops\.|alphas_")  # what names of its tensors begin with
@@ -67,15 +67,12 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
     own = weights.read_input(args.model_path, checkpoint, network.classifier.out_features)
     info = data.lookup(dataset, image_size)
     check_fits(args.model_path, network, info, dataset)
-    unknown = dataset == "folder" and not own["mean"]  # a checkpoint of an earlier version, or of somebody else
-    info = dataclasses.replace(info, **{name: value for name, value in own.items() if value})
+    said = {name: value or () for name, value in own.items() if value or dataset == "folder"}
+    info = dataclasses.replace(info, **said)  # () is unknown: of an earlier version, or of somebody else
     fused = model.fuse(network.eval())
     result = {"dataset": dataset, "checkpoint": str(args.model_path), "genotype": str(network.genotype)}
     if args.export and distributed.is_main():
-        known = {"image_size": info.image_size, "scale": round(info.test_scale * info.image_size)}
-        known |= {"class_names": info.class_names} if info.class_names else {}
-        known |= {} if unknown else {"mean": info.mean, "std": info.std}
-        result["export"] = export_network(*args.export, network, fused, known, quiet=args.json)
+        result["export"] = export_network(*args.export, network, fused, info, quiet=args.json)
     fused.to(device)
 
     def logits_of(x: Tensor) -> Tensor:
@@ -83,23 +80,12 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
             return fused(x)[0].float()
 
     if args.images:
-        if unknown:
-            raise UserError(
-                f"{args.model_path} does not say its mean and deviation: only a test with --data is possible"
-            )
+        if not info.mean:
+            raise UserError(f"{args.model_path} does not say its mean and deviation: only --data can test it")
         return predict(args, logits_of, info, device) if distributed.is_main() else []
-    loader, info = data.test_data(
-        dataset,
-        args.data,
-        batch_size=args.batch_size,
-        device=device,
-        image_size=image_size,
-        workers=args.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        bad_images=args.bad_images,
-        **own,
-    )
+    same = {name: getattr(args, name) for name in ("batch_size", "workers", "bad_images")}
+    same |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader, info = data.test_data(dataset, args.data, device=device, image_size=image_size, **same, **own)
     check_fits(args.model_path, network, info, dataset)  # now the classes of a folder are known
     if dataset == "folder" and not all(own.values()) and distributed.is_main():
         text = f"{args.model_path} does not say its classes, mean and deviation: those of {args.data} are taken"
@@ -124,10 +110,8 @@ def test(args: argparse.Namespace, logits_of: Callable, loader: data.Loader, inf
         result["chosen"] = CHOSEN
     if not distributed.is_main():
         return result
-    counted = {}
-    if info.class_names:
-        counted = confusion.count_confusions(*answers[:, 1:3].astype(int).T, info.class_names)
-        result["per_class"] = counted["per_class"]
+    counted = predictions.count_confusions(answers, info.class_names) if info.class_names else {}
+    result |= {"per_class": counted["per_class"]} if counted else {}
     if args.json:
         print(json.dumps(result))
     else:
@@ -138,11 +122,11 @@ def test(args: argparse.Namespace, logits_of: Callable, loader: data.Loader, inf
         costs = f"parameters {result['parameters_m']:.3f} M, multiply-adds {result['multiply_adds_m']:.1f} M"
         print(f"{costs}, {result['images_per_second']:.1f} images/s")
         if counted:
-            print(f"\n{confusion.describe_confusions(counted)}")
+            print(f"\n{predictions.describe_confusions(counted)}")
     if counted and Path(args.model_path).is_dir():
         mistakes, thumbnails = predictions.find_mistakes(answers, loader, info)
         found = {"accuracy": metrics.top1, "data": str(args.data)} | result | counted | {"mistakes": mistakes}
-        confusion.write_evaluation(Path(args.model_path), found, thumbnails)
+        predictions.write_evaluation(Path(args.model_path), found, thumbnails)
     return result
 
 
@@ -172,9 +156,8 @@ def name_checkpoint(args: argparse.Namespace) -> None:
         large = args.dataset == "imagenet" or args.arch == "DDSAS_imagenet"
         if (args.arch, large) not in RELEASED:
             names = ", ".join(dict.fromkeys(name for name, _ in RELEASED))
-            raise UserError(
-                f"--model_path is missing: name a checkpoint file or a run folder, or with --arch one of {names}"
-            )
+            wanted = f"name a checkpoint file or a run folder, or with --arch one of {names}"
+            raise UserError(f"--model_path is missing: {wanted}")
         args.model_path = str(WEIGHTS / RELEASED[args.arch, large])
 
 
@@ -194,11 +177,9 @@ def check_fits(path: str, network: model.Network, info: data.Info, dataset: str)
     """UserError if the network has other classes than the dataset, or is for other images."""
     large = utils.stem_for(info, dataset) == "imagenet"
     if large != isinstance(network, model.NetworkImageNet):
-        raise UserError(
-            f"{path}: checkpoint has the network for {'small' if large else 'large'} images,"
-            f" {dataset} at {info.image_size} pixels needs the one for {'large' if large else 'small'} ones;"
-            " check --dataset and --image_size"
-        )
+        has, needs = ("small", "large") if large else ("large", "small")
+        wanted = f"{dataset} at {info.image_size} pixels needs the one for {needs} ones"
+        raise UserError(f"{path}: checkpoint has the network for {has} images, {wanted}; check --dataset, --image_size")
     classes = network.classifier.out_features
     if info.num_classes not in (0, classes):
         raise UserError(f"{path}: checkpoint has {classes} classes, {dataset} has {info.num_classes}")
@@ -253,13 +234,11 @@ def derive_genotype(checkpoint: dict, tensors: dict[str, Tensor]) -> Genotype | 
     tables, edge = weights.find_saliency(checkpoint, tensors), "cells.0._ops.13."  # the last edge has stride 1
     layers = {name.removeprefix(edge): t.shape[2:] for name, t in tensors.items() if name.startswith(edge)}
     found = set()
-    for primitives in (space.primitives for space in SPACES.values() if space.cells == "darts"):
+    for primitives in (space.primitives for space in SPACES.values() if tables and space.cells == "darts"):
         with torch.device("meta"):
             expected = {name: t.shape[2:] for name, t in MixedOp(4, 1, primitives).state_dict().items()}
-        size = EDGES, len(primitives)
-        complete = tables and all(t.shape == size and np.isfinite(t).all() for t in tables.values())
-        if complete and layers == expected:
-            none = [primitive == "none" for primitive in primitives]
+        size, none = (EDGES, len(primitives)), np.array(primitives) == "none"
+        if layers == expected and all(t.shape == size and np.isfinite(t).all() for t in tables.values()):
             chosen = {kind: np.where(none, -np.inf, table) for kind, table in tables.items()}
             found.add(str(two_edges_a_node(chosen, primitives)))
     return genotypes.parse(found.pop()) if len(found) == 1 else None
@@ -279,7 +258,7 @@ def count(args: argparse.Namespace) -> list[dict]:
     classes, layers = info.num_classes or 1000, args.layers or (14 if large else 20)
     for arch, reason in {} if args.arch else genotypes.broken().items():
         print(f"warning: {arch} in genotypes.py is not counted: {reason}", file=sys.stderr)
-    rows = []
+    rows, texts = [], [["genotype", "dataset", "channels", "cells", "parameters", "multiply-adds"]]
     for arch in [args.arch] if args.arch else genotypes.names():
         genotype = genotypes.load(arch)
         C = args.init_channels or (model.mobile_channels(genotype, layers, classes) if large else 36)
@@ -287,14 +266,8 @@ def count(args: argparse.Namespace) -> list[dict]:
             network = model.network_for(large, C, classes, layers, False, genotype)
             costs = model.count_parameters(network) / 1e6, model.count_multiply_adds(network, info.image_size) / 1e6
         rows.append(dict(zip(COUNTED, (arch, dataset, C, layers, *costs), strict=True)))
-    if args.json:
-        print(json.dumps(rows))
-    else:
-        table = [
-            [*map(str, words), f"{parameters:.3f} M", f"{multiply_adds:.1f} M"]
-            for *words, parameters, multiply_adds in (row.values() for row in rows)
-        ]
-        print(markdown_table([[name.removesuffix("_m").replace("_", "-") for name in COUNTED], *table]))
+        texts.append([arch, dataset, str(C), str(layers), f"{costs[0]:.3f} M", f"{costs[1]:.1f} M"])
+    print(json.dumps(rows) if args.json else markdown_table(texts))
     return rows
 
 

@@ -22,7 +22,6 @@ from lib.cli import Parser, UserError, number, progress, run_script
 from lib.images import list_classes
 from lib.records import read_json
 
-PARTS = ("train", "val")
 MANIFEST = "split.json"  # written first
 
 
@@ -31,21 +30,27 @@ def main(args: argparse.Namespace) -> None:
     data, out = Path(args.data), Path(args.out)
     if not (data / "train").is_dir():
         raise UserError(f"--data {data}: no folder {data / 'train'}; expected {data}/train/<class>/<image>")
-    check_arguments(data, out, args)
+    if not (0 < args.train < 1 and 0 < args.val < 1 and args.train + args.val <= 1):
+        raise UserError(f"--train {args.train} --val {args.val}: expected two fractions of a class, together at most 1")
+    source, target = (data / "train").resolve(), out.resolve()
+    if target == data.resolve() or source in (target, *target.parents):
+        raise UserError(f"--out {out}: would mix the split with the images of {source}; give a folder of its own")
     classes = list_classes(data / "train", least=1)
     plan = {name: pick(name, [file for file, _ in files], args) for name, files in classes.items()}
-    images = {part: sum(len(parts[part]) for parts in plan.values()) for part in PARTS}
-    manifest = {"data": os.path.relpath(data.resolve(), out.resolve())}  # relative: both folders may move together
+    images = {part: sum(len(parts[part]) for parts in plan.values()) for part in ("train", "val")}
+    manifest = {"data": os.path.relpath(data.resolve(), target)}  # relative: both folders may move together
     manifest |= {"train": args.train, "val": args.val, "seed": args.seed, "classes": len(plan), "images": images}
     claim(out, manifest)
     for name, parts in progress(plan.items(), desc="link images"):
-        for part in PARTS:
-            place(data / "train" / name, out / part / name, parts[part])
+        for part, files in parts.items():
+            place(data / "train" / name, out / part / name, files)
     print(f"{out}: {len(plan)} classes, {images['train']} images in train/ and {images['val']} in val/")
 
 
 def claim(out: Path, manifest: dict) -> None:
-    """Make the folder of a split, or find it as an earlier run has left it; UserError if it holds anything else."""
+    """Make the folder of a split, or find it as an earlier run has left it; UserError if it is anything else."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file, expected a folder")
     if not (out / MANIFEST).exists():
         if out.is_dir() and os.listdir(out):
             raise UserError(f"--out {out}: holds files, none of them {MANIFEST}; give an empty --out")
@@ -58,25 +63,14 @@ def claim(out: Path, manifest: dict) -> None:
             raise UserError(f"{found}; nothing was changed: give another --out, or remove that folder first")
 
 
-def check_arguments(data: Path, out: Path, args: argparse.Namespace) -> None:
-    """UserError for fractions or an output folder that no split can have."""
-    if not (0 < args.train < 1 and 0 < args.val < 1 and args.train + args.val <= 1):
-        raise UserError(f"--train {args.train} --val {args.val}: expected two fractions of a class, together at most 1")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file, expected a folder")
-    source, target = (data / "train").resolve(), out.resolve()
-    if target == data.resolve() or target == source or source in target.parents:
-        raise UserError(f"--out {out}: would mix the split with the images of {source}; give a folder of its own")
-
-
 def pick(name: str, files: list[str], args: argparse.Namespace) -> dict[str, list[str]]:
     """The images of one class for each part: the given fractions, rounded, at least one each and never the same.
 
     The generator is seeded with the seed and the name of the class, so that neither the order in which the file system
     lists images nor the other classes change the choice.
     """
-    if len(files) < len(PARTS):
-        raise UserError(f"class {name}: {len(files)} images, a split needs at least {len(PARTS)} in each class")
+    if len(files) < 2:
+        raise UserError(f"class {name}: {len(files)} images, a split needs at least 2 in each class")
     num_train = min(max(1, round(args.train * len(files))), len(files) - 1)
     num_val = min(max(1, round(args.val * len(files))), len(files) - num_train)
     order = np.random.default_rng([args.seed, *os.fsencode(name)]).permutation(len(files))
@@ -87,13 +81,13 @@ def pick(name: str, files: list[str], args: argparse.Namespace) -> dict[str, lis
 def place(source: Path, target: Path, images: list[str]) -> None:
     """Link the images of a class; those that are there already stay."""
     for name in images:
-        if not os.path.lexists(target / name):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            original = (source / name).resolve()
+        original, link = (source / name).resolve(), target / name
+        if not os.path.lexists(link):
+            link.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(original, target / name)
+                os.link(original, link)
             except OSError:  # on another file system, or on one that has no hard links
-                os.symlink(original, target / name)
+                os.symlink(original, link)
 
 
 def get_parser() -> argparse.ArgumentParser:

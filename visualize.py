@@ -16,7 +16,7 @@ import io
 import math
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import graphviz
@@ -57,19 +57,17 @@ def cell_graph(genotype: Genotype, title: str = "", steady: bool = False) -> gra
     )
     cells = list_edges(genotype)
     for cell, edges in reversed(cells.items()):  # from left to right, dot puts the first cluster at the bottom
+        absent = [(edge, None) for edge in EDGES[cell] if steady and edge not in dict(edges)]
         with graph.subgraph(name=f"cluster_{cell}") as part:
             part.attr(label=CELL_TITLES[cell], labeljust="l", color=LINE, style="rounded", fontsize="12", margin="10")
-            sources, nodes = _draw_nodes(part, genotype, cell)
-            absent = [(edge, None) for edge in EDGES[cell] if steady and edge not in dict(edges)]
-            for index, ((node, source), op) in enumerate(sorted(edges + absent, key=lambda edge: edge[0])):
-                _draw_edge(part, f"{cell}_edge{index}", sources, nodes[node], source, op, steady)
+            _draw_cell(part, cell, getattr(genotype, f"{cell}_concat", ()), edges + absent, steady)
     for end in ("in0", "in1", "out") if len(cells) == 2 else ():  # both cells begin and end at the same place
         graph.body.append(f"\t{{rank=same; normal_{end}; reduce_{end}}}\n")
     return graph
 
 
-def _draw_nodes(part: graphviz.Digraph, genotype: Genotype, cell: str) -> tuple[list[str], list[str]]:
-    """Draw inputs, nodes and output; returns the names of the points that are sources, and of those that are nodes."""
+def _draw_cell(part: graphviz.Digraph, cell: str, concat: Iterable[int], edges: list, steady: bool) -> None:
+    """Draw inputs, nodes, output, and each operation as a box on its edge, or the room it would take (None)."""
     inputs = [] if cell == "cell" else [f"{cell}_in0", f"{cell}_in1"]  # of NAS-Bench-201, node 0 is the input
     nodes = [f"{cell}_{node}" for node in range(4)]
     output = '<c<sub><font point-size="9">{}</font></sub>>'  # of a cell, by its place in the network
@@ -79,24 +77,18 @@ def _draw_nodes(part: graphviz.Digraph, genotype: Genotype, cell: str) -> tuple[
         part.node(point, str(node), shape="circle", margin="0")
     if inputs:
         part.node(f"{cell}_out", output.format("k"))
-        for index in getattr(genotype, f"{cell}_concat"):
-            part.edge(nodes[index - 2], f"{cell}_out", color=MUTED, penwidth="0.8", arrowsize="0.5")
-    return inputs + nodes, nodes
-
-
-def _draw_edge(
-    part: graphviz.Digraph, box: str, sources: list[str], node: str, source: int, op: str | None, steady: bool
-) -> None:
-    """Draw an operation as a box between its source and its node, or the room that it would take (``op`` None)."""
-    style, hidden = style_of(op or "none"), {} if op else {"style": "invis"}
+    for index in concat:
+        part.edge(nodes[index - 2], f"{cell}_out", color=MUTED, penwidth="0.8", arrowsize="0.5")
     size = {"width": "0.66", "fixedsize": "true"} if steady else {}
-    size |= {"height": "0.23", "margin": "0.06,0.02", "penwidth": "1.2", "fontsize": "10.5"} | hidden
-    colors = {"color": style.color, "fillcolor": figures.tint(style.color), "fontcolor": "#111111"}
-    part.node(box, style.label if op else "", **colors, **size)
-    line = {"color": style.color, "style": style.line, "penwidth": str(style.width)} | hidden
-    room = "2" if source < 2 else "1"  # an edge that leaves an input must not cross the other input
-    part.edge(sources[source], f"{box}:w", arrowhead="none", minlen=room, **line)
-    part.edge(f"{box}:e", node, **line)
+    size |= {"height": "0.23", "margin": "0.06,0.02", "penwidth": "1.2", "fontsize": "10.5"}
+    for index, ((node, source), op) in enumerate(sorted(edges, key=lambda edge: edge[0])):
+        box, style, hidden = f"{cell}_edge{index}", style_of(op or "none"), {} if op else {"style": "invis"}
+        colors = {"color": style.color, "fillcolor": figures.tint(style.color), "fontcolor": "#111111"}
+        part.node(box, style.label if op else "", **colors, **size, **hidden)
+        line = {"color": style.color, "style": style.line, "penwidth": str(style.width)} | hidden
+        room = "2" if source < 2 else "1"  # an edge that leaves an input must not cross the other input
+        part.edge([*inputs, *nodes][source], f"{box}:w", arrowhead="none", minlen=room, **line)
+        part.edge(f"{box}:e", nodes[node], **line)
 
 
 def draw_cells(genotype: Genotype, path: str | Path, title: str = "") -> list[Path]:
@@ -137,14 +129,12 @@ def epoch_pictures(line: dict) -> dict[str, Figure | np.ndarray]:
 
 # ---- a run's page --------------------------------------------------------------------------------------------------
 
-CAPTIONS = {
-    "cells": "A node adds up its two operations; a cell puts out its nodes side by side. Thick lines are 5×5 kernels.",
-    "cell": "A node adds up its operations; the last one is the output.",
-    "progress": "Distance: cosine distance of the one-hot genotypes of consecutive epochs; 0 is the same architecture.",
-    "trajectory": "A panel for each edge: a column for each source, a row for each node; shaded if in the genotype. A"
-    " line ends where its operation leaves the space.",
-    "subspace": "Which operations were active when; grey: not available.",
-}
+TRAJECTORY = """A panel for each edge: a column for each source, a row for each node; shaded if in the genotype. \
+A line ends where its operation leaves the space."""
+PROGRESS = "Distance: cosine distance of the one-hot genotypes of consecutive epochs; 0 is the same architecture."
+SUBSPACE = "Which operations were active when; grey: not available."
+DARTS = "A node adds up its two operations; a cell puts out its nodes side by side. Thick lines are 5×5 kernels."
+NASBENCH201 = "A node adds up its operations; the last one is the output."
 
 
 def write_report(folder: str | Path) -> list[Path]:
@@ -156,17 +146,18 @@ def write_report(folder: str | Path) -> list[Path]:
     if record.genotypes:
         command = run_folder.retrain_command(info["script"], args, record.folder)
         sections.append(report.copyable("Train it from scratch", command))
-    picture = report.embed(files[0].read_bytes(), "svg+xml", "The cells") if len(files) > 1 else ""
-    caption = CAPTIONS["cells" if isinstance(record.genotype, Genotype) else "cell"]
-    sections.append(report.section("The cells", picture, caption if picture else NO_DOT))
+    if len(files) > 1:
+        caption = DARTS if isinstance(record.genotype, Genotype) else NASBENCH201
+        sections.append(report.section("The cells", report.embed(files[0], "The cells"), caption))
+    else:
+        sections.append(report.section("The cells", "", NO_DOT))
     if gif := evolution_gif(record):
         files.append(write(out / "evolution.gif", gif))
-        sections.append(report.section("After each epoch", report.embed(gif, "gif", "The cells after each epoch")))
+        sections.append(report.section("After each epoch", report.embed(files[-1], "The cells after each epoch")))
     for name, title, caption, figure in draw_figures(record):
         drawn = figures.save_figure(figure, out / name)
         files += drawn
-        picture = report.embed(drawn[0].read_bytes(), "svg+xml", title)
-        sections.append(report.section(title, picture, caption))
+        sections.append(report.section(title, report.embed(drawn[0], title), caption))
     sections += [report.evaluation_section(record.folder), report.copyable("Command of this run", info["command"])]
     rows = sorted(args.items()) + list(info["versions"].items())
     sections.append(report.details("All arguments, and versions", report.table(rows)))
@@ -175,25 +166,22 @@ def write_report(folder: str | Path) -> list[Path]:
 
 def draw_figures(record: Record) -> Iterator[tuple[str, str, str, Figure]]:
     """(name of the file, title, caption, figure) of everything that matplotlib draws of a run."""
-    name, caption = ("progress", CAPTIONS["progress"]) if record.genotypes else ("curves", "")
+    name, caption = ("progress", PROGRESS) if record.genotypes else ("curves", "")
     yield name, "Progress", caption, figures.progress_figure(record)
     for cell in record.cells:
         title = f"{record.quantity.capitalize()}, {CELL_TITLES[cell].lower()}"
-        figure = figures.trajectory_figure(record, cell)
-        yield f"{record.quantity}_{cell}", title, CAPTIONS["trajectory"], figure
+        yield f"{record.quantity}_{cell}", title, TRAJECTORY, figures.trajectory_figure(record, cell)
     if {"samplings", "candidates"} & record.history[0].keys():
-        yield "subspace", "The subspace over time", CAPTIONS["subspace"], figures.subspace_figure(record)
+        yield "subspace", "The subspace over time", SUBSPACE, figures.subspace_figure(record)
 
 
 def evolution_gif(record: Record) -> bytes | None:
     """An animated GIF of the cells after each epoch; None without dot, and for a retraining."""
-    images = {text: cell_image(genotypes.parse(text)) for text in dict.fromkeys(map(str, record.genotypes))}
+    images = {text: cell_image(genotype) for text, genotype in {str(one): one for one in record.genotypes}.items()}
     if not images or any(image is None for image in images.values()):
         return None
-    texts = []
-    for line in record.history:
-        stage = f"stage {line['stage'] + 1}, " if "stage" in line else ""
-        texts.append(f"{stage}epoch {line['epoch'] + 1}")
+    stages = [f"stage {line['stage'] + 1}, " if "stage" in line else "" for line in record.history]
+    texts = [f"{stage}epoch {line['epoch'] + 1}" for stage, line in zip(stages, record.history, strict=True)]
     return report.animate([images[str(genotype)] for genotype in record.genotypes], texts)
 
 
@@ -206,8 +194,8 @@ def list_facts(record: Record) -> Iterator[tuple[str, str]]:
             yield f"{accuracy:.2f} %", what
     for name in record.parts("table_acc"):
         yield f"{record.last('table_acc', name):.2f} %", f"looked-up test accuracy on {name}"
-    known = {key: args.get(key) for key in ("dataset", "image_size", *(() if search else ("init_channels", "layers")))}
-    channels, layers, parameters, multiply_adds = measure(record.genotype, **known)
+    images = {key: args.get(key) for key in ("dataset", "image_size")}  # the rest of a search's is of its supernet
+    channels, layers, parameters, multiply_adds = measure(record.genotype, images if search else args)
     yield f"{parameters:.2f} M", f"parameters at {channels} channels, --layers {layers}"
     yield f"{multiply_adds:.0f} M", "multiply-adds of an image"
     yield str(genotypes.count_skips(record.genotype)), "skip connections"
@@ -215,28 +203,21 @@ def list_facts(record: Record) -> Iterator[tuple[str, str]]:
     yield f"{record.memory_gb:.1f} GB", "peak memory"
 
 
-def measure(
-    genotype: Genotype,
-    dataset: str | None = None,
-    image_size: int | None = None,
-    init_channels: int | None = None,
-    layers: int | None = None,
-) -> tuple[int, int, float, float]:
+def measure(genotype: Genotype, args: dict) -> tuple[int, int, float, float]:
     """Channels, layers, parameters and multiply-adds (in millions, without auxiliary head) of a genotype's network.
 
-    The arguments are those of a retraining; channels and layers that are not given are those of the papers.
+    ``args`` are those of a retraining; of what is not in it, the size of the papers is taken.
     """
-    info = data.INFO.get(dataset or "cifar10", data.INFO["folder"])
-    pixels = image_size or info.image_size
+    info = data.INFO.get(args.get("dataset") or "cifar10", data.INFO["folder"])
+    pixels = args.get("image_size") or info.image_size
     large = pixels >= 96
-    channels, depth = (16, 5) if not isinstance(genotype, Genotype) else (46, 14) if large else (36, 20)
-    channels, depth = init_channels or channels, layers or depth
+    channels, layers = (16, 5) if not isinstance(genotype, Genotype) else (46, 14) if large else (36, 20)
+    channels, layers = args.get("init_channels") or channels, args.get("layers") or layers
+    classes = info.num_classes or (1000 if large else 10)
     with torch.device("meta"):
-        network = model.network_for(
-            large, channels, info.num_classes or (1000 if large else 10), depth, False, genotype
-        )
-        costs = model.count_parameters(network), model.count_multiply_adds(network, pixels)
-    return channels, depth, costs[0] / 1e6, costs[1] / 1e6
+        network = model.network_for(large, channels, classes, layers, False, genotype)
+        multiply_adds = model.count_multiply_adds(network, pixels) / 1e6
+    return channels, layers, model.count_parameters(network) / 1e6, multiply_adds
 
 
 # ---- comparison of runs --------------------------------------------------------------------------------------------
@@ -281,7 +262,7 @@ def compare(targets: list[str]) -> list[dict]:
         row["test %"] = float(np.mean(row["tests"])) if row["tests"] else math.nan
         row["genotype"] = known.setdefault(str(found), f"cell {len(known) - published + 1}")
         row["skips"] = genotypes.count_skips(found)
-        _, _, row["params M"], row["madds M"] = measure(found, dataset)
+        _, _, row["params M"], row["madds M"] = measure(found, {"dataset": dataset})
     return rows
 
 

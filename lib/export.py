@@ -12,22 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import checkpoints
+from lib.checkpoints import write_whole
 from lib.cli import UserError
+from lib.data import Info
 
 Classifier = Callable[[Tensor], Tensor]  # images -> logits
 TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one
 
 
-class Logits(nn.Module):
+class Logits(nn.Sequential):
     """A network that returns its logits alone."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images)[0]
+        return self[0](images)[0]
 
 
 def to_onnx(network: nn.Module, images: Tensor, metadata: dict[str, str]) -> tuple[bytes, Classifier]:
@@ -61,24 +58,24 @@ KEYS = ("class_names", "mean", "std", "image_size", "scale", "input")  # of the 
 
 
 @torch.no_grad()
-def export_network(kind: str, file: str, network: nn.Module, fused: nn.Module, known: dict, quiet: bool) -> dict:
+def export_network(kind: str, file: str, network: nn.Module, fused: nn.Module, info: Info, quiet: bool) -> dict:
     """Write a network as a file for other programs: images (batch, 3, size, size), normalised, to logits.
 
     The file is made from ``fused``, run here on random images, in batches of other sizes than it was made with, and
-    written if its logits are those of ``network``. ``known`` goes into its metadata, as JSON: ``image_size`` and
-    ``scale``, pixels of the input and of the shorter side of the image whose centre it is, and ``mean``, ``std``,
-    ``class_names`` where they are known; ``input`` is the line that is printed. UserError: what is wrong with the
-    format, the path, or the logits.
+    written if its logits are those of ``network``. Its metadata, as JSON: ``image_size`` and ``scale``, pixels of the
+    input and of the shorter side of the image whose centre it is, ``mean``, ``std``, ``class_names`` where ``info``
+    has them, and ``input``, the line that is printed. UserError: what is wrong with the format, the path, the logits.
     """
-    path, size = Path(file), known["image_size"]
+    path, size = Path(file), info.image_size
     if kind not in FORMATS:
         raise UserError(f"--export {kind}: expected one of {', '.join(FORMATS)}, then the file to write")
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--export {kind} {file}: expected the name of a file, in a folder that exists")
+    known = {"image_size": size, "scale": round(info.test_scale * size), "class_names": info.class_names}
+    known |= {"mean": info.mean, "std": info.std, "input": describe_input(info)}
+    metadata = {key: json.dumps(value) for key, value in known.items() if value}
     images = torch.randn(7, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected = network.eval()(images)[0]
-    expects = describe_input(known)
-    metadata = {key: json.dumps(value) for key, value in (known | {"input": expects}).items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls channels_last weights incomplete, and its own calls deprecated
         content, run = FORMATS[kind](Logits(fused), images[:2], metadata)
@@ -86,22 +83,20 @@ def export_network(kind: str, file: str, network: nn.Module, fused: nn.Module, k
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= TOLERANCE:  # nor NaN
         raise UserError(f"--export {kind} {file}: not written, its logits are not the network's ({difference:.1e} off)")
-    checkpoints.write_whole(path, content)
+    write_whole(path, content)
     if not quiet:
-        print(
-            f"{file}: {kind}, {len(content) / 1e6:.1f} MB; input: {expects}; output: logits (batch,"
-            f" {expected.shape[1]}); was run, and its logits differ by {difference:.1e} of the largest"
-        )
-    return {"format": kind, "file": str(file), "largest_difference": difference, "input": expects}
+        print(f"{file}: {kind}, {len(content) / 1e6:.1f} MB; input: {known['input']}; output: logits (batch,", end=" ")
+        print(f"{expected.shape[1]}); was run, and its logits differ by {difference:.1e} of the largest")
+    return {"format": kind, "file": str(file), "largest_difference": difference, "input": known["input"]}
 
 
-def describe_input(known: dict) -> str:
+def describe_input(info: Info) -> str:
     """What an exported network expects, in one line."""
-    size, scale = known["image_size"], known["scale"]
+    size, scale = info.image_size, round(info.test_scale * info.image_size)
+    pixels = f"the centre {size} x {size} pixels of an image whose shorter side is scaled to {scale}"
     if scale == size:
         pixels = f"the centre square of an image, scaled to {size} x {size} pixels"
-    else:
-        pixels = f"the centre {size} x {size} pixels of an image whose shorter side is scaled to {scale}"
-    numbers = "minus mean, divided by std" if known.get("mean") else "normalised as its training images were"
-    where = ": these, per channel, and class_names are in the file's metadata" if known.get("mean") else ""
-    return f"float32 (batch, 3, {size}, {size}): {pixels} (bilinear), RGB in 0..1, {numbers}{where}"
+    numbers = "normalised as its training images were"
+    if info.mean:
+        numbers = "minus mean, divided by std: these, per channel, and class_names are in the file's metadata"
+    return f"float32 (batch, 3, {size}, {size}): {pixels} (bilinear), RGB in 0..1, {numbers}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -22,7 +22,6 @@ from lib.cli import UserError
 from lib.records import Record
 from lib.report import BLUE, INK, LINE, MUTED, PAPER, SOFT
 
-# ---- one style for all figures --------------------------------------------------------------------------------------
 # The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Each kind of operation has a colour
 # and a line of its own, and larger kernels have thicker lines, so figures survive printing in grey.
 
@@ -37,13 +36,8 @@ KINDS = {
     "nor_conv": ("#56b4e9", "solid", (0, (8, 1))),
     "conv_7x1": ("#56b4e9", "solid", (0, (8, 1))),
 }
-LABELS = {
-    "none": "none",
-    "skip_connect": "skip",
-    "conv_7x1_1x7": "7×1, 1×7",
-    "nor_conv_1x1": "conv 1×1",
-    "nor_conv_3x3": "conv 3×3",
-}
+LABELS = {"none": "none", "skip_connect": "skip", "conv_7x1_1x7": "7×1, 1×7"}
+LABELS |= {"nor_conv_1x1": "conv 1×1", "nor_conv_3x3": "conv 3×3"}
 CURVES = [(BLUE, "-"), ("#d55e00", "--"), ("#009e73", "-.")]  # colour and line of a panel's curves, in their order
 FONTS = ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"]
 RC = (
@@ -81,34 +75,24 @@ def line_style(op: str) -> dict:
     return {"color": style_of(op).color, "linestyle": style_of(op).dashes, "linewidth": 0.8 * style_of(op).width}
 
 
-def tint(color: str, strength: float = 0.16) -> str:
-    """The colour mixed with white."""
-    return "#" + "".join(f"{round(255 * (1 - strength + strength * channel)):02x}" for channel in to_rgb(color))
-
-
-# ---- genotypes of both spaces, told apart by what they have ---------------------------------------------------------
+def tint(color: str) -> str:
+    """The colour mixed with much white."""
+    return to_hex(1 - 0.16 * (1 - np.array(to_rgb(color))))
 
 
 def list_edges(genotype: Any) -> dict[str, list[tuple[tuple[int, int], str]]]:
-    """Per cell type ((node, source), operation) of the edges that a genotype has."""
+    """Per cell type ((node, source), operation) of the edges that a genotype of either space has."""
     if hasattr(genotype, "ops"):  # NAS-Bench-201
         return {"cell": list(zip(EDGES["cell"], genotype.ops, strict=True))}
     cells = {cell: enumerate(getattr(genotype, cell)) for cell in ("normal", "reduce")}
     return {cell: [((index // 2, source), op) for index, (op, source) in edges] for cell, edges in cells.items()}
 
 
-def one_hot(genotype: Any) -> Counter:
-    """The ones in the one-hot code of a genotype (DDSAS, figure 1a): one for each (cell, edge, operation) it has."""
-    return Counter((cell, edge, op) for cell, edges in list_edges(genotype).items() for edge, op in edges)
-
-
 def distance(first: Any, second: Any) -> float:
     """Cosine distance of the one-hot codes (DDSAS, figure 1a): 0 for equal genotypes, 1 for nothing in common."""
-    one, other = one_hot(first), one_hot(second)
+    edges = ([(cell, edge) for cell, edges in list_edges(one).items() for edge in edges] for one in (first, second))
+    one, other = map(Counter, edges)  # ones in the code, for each cell, edge and operation
     return 1 - sum(one[key] * other[key] for key in one) / math.hypot(*one.values()) / math.hypot(*other.values())
-
-
-# ---- figures of a run ----------------------------------------------------------------------------------------------
 
 
 def write(path: str | Path, content: str | bytes) -> Path:
@@ -117,9 +101,7 @@ def write(path: str | Path, content: str | bytes) -> Path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); expected room in a folder that is yours"
-        ) from None
+        raise UserError(f"{path} cannot be written ({error.strerror}); expected room in a folder of yours") from None
     return Path(path)
 
 
@@ -145,9 +127,8 @@ def progress_figure(record: Record) -> Figure:
         "Looked-up test accuracy (%)": {name: record.series("table_acc", name) for name in record.parts("table_acc")},
         "Rank among all architectures": {"": record.series("table_rank")},
     }
-    for title, curves in panels.items():
-        panels[title] = {name: values for name, values in curves.items() if np.isfinite(values).any()}
-    panels = {title: curves for title, curves in panels.items() if curves}
+    known = ((title, {n: v for n, v in curves.items() if np.isfinite(v).any()}) for title, curves in panels.items())
+    panels = {title: curves for title, curves in known if curves}
     rows = max(1, math.ceil(len(panels) / 2))
     figure = Figure((WIDTH, 0.3 + 2.1 * rows), layout="constrained")
     for number, (title, curves) in enumerate(panels.items(), start=1):

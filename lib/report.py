@@ -22,11 +22,12 @@ def build_page(record: Record, tiles: Iterable[tuple[str, str]], sections: list[
     """The page of a run as HTML: what it is, tiles (number, what it is), and sections that are HTML already."""
     args, name, kind = record.info["args"], html.escape(record.name), html.escape(record.kind)
     about = [args.get("dataset"), args.get("space_config"), f"seed {args.get('seed')}"]
-    about += [f"{len(record.history)} epochs", args.get("note")]
-    about = html.escape(" · ".join(str(item) for item in about if item))
-    header = f"<header><p>{kind}</p><h1>{name}</h1><p>{about}</p></header>"
-    boxes = [f"<div><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>" for number, what in tiles]
-    body = "\n".join([header, f'<div class="tiles">{"".join(boxes)}</div>', *sections])
+    about = " · ".join(filter(None, [*about, f"{len(record.history)} epochs", args.get("note")]))
+    header = f"<header><p>{kind}</p><h1>{name}</h1><p>{html.escape(about)}</p></header>"
+    boxes = "".join(
+        f"<div><b>{html.escape(number)}</b><span>{html.escape(what)}</span></div>" for number, what in tiles
+    )
+    body = "\n".join([header, f'<div class="tiles">{boxes}</div>', *sections])
     page = string.Template(Path(__file__).with_name("page.html").read_text())
     return page.substitute(title=f"{name}: {kind}", body=body)
 
@@ -70,14 +71,14 @@ def evaluation_section(folder: Path) -> str:
     titles = {"confusion": "Which class was taken for which", "mistakes": "The most confident mistakes"}
     for name, title in titles.items():
         if (picture := folder / f"{name}.png").is_file():
-            text += f"<h3>{title}</h3>{embed(picture.read_bytes(), 'png', title)}"
+            text += f"<h3>{title}</h3>{embed(picture, title)}"
     return section("Test", text)
 
 
-def embed(picture: bytes, kind: str, label: str) -> str:
-    """A picture of this kind (gif, png, svg+xml) as part of the page."""
-    source = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-    return f'<div class="picture"><img alt="{html.escape(label)}" src="{source}"></div>'
+def embed(path: Path, label: str) -> str:
+    """A picture file (gif, png, svg) as part of the page."""
+    kind, content = path.suffix[1:].replace("svg", "svg+xml"), base64.b64encode(path.read_bytes()).decode()
+    return f'<div class="picture"><img alt="{html.escape(label)}" src="data:image/{kind};base64,{content}"></div>'
 
 
 def animate(pictures: list[np.ndarray], texts: list[str], seconds: float = 15.0) -> bytes:

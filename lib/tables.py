@@ -8,7 +8,7 @@ import importlib.util
 import io
 import pickletools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ class Table:
     every cell. Cells are asked for as genotypes or as text. ``source`` says where the numbers come from.
     """
 
-    def __init__(self, accuracies: Mapping[str, dict[str, float]], source: str) -> None:
+    def __init__(self, accuracies: dict[str, dict[str, float]], source: str) -> None:
         self.accuracies = accuracies
         self.source = f"{source}, {len(accuracies):,} of {SIZE:,} architectures"
         self.datasets = tuple(next(iter(accuracies.values())))
@@ -57,7 +57,7 @@ def load_table(path: str | Path | None = None) -> Table | None:
     spec = importlib.util.find_spec("analognasbench")  # finds it, and does not import it
     if spec is None or not spec.submodule_search_locations:
         return None
-    return Table(_read_package(Path(spec.submodule_search_locations[0]) / "data.anb"), "analog-nasbench")
+    return Table(_read_package(Path(spec.submodule_search_locations[0], "data.anb")), "analog-nasbench")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -69,16 +69,12 @@ def _read_bytes(path: Path) -> bytes:
         raise UserError(f"{shorten(path)} cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
-# ---- a file of one's own ---------------------------------------------------------------------------------------------
-
-
 def _read_csv(path: Path) -> dict[str, dict[str, float]]:
     """Rows of a cell and its accuracies in percent; the first may name the columns, otherwise the number is CIFAR-10's.
 
     Named are ``architecture`` and any data sets of DATASETS, in any order; ``accuracy`` is CIFAR-10's as well.
     """
-    accuracies: dict[str, dict[str, float]] = {}
-    columns = ["architecture", "cifar10"]
+    accuracies, columns = {}, ["architecture", "cifar10"]
     try:
         rows = csv.reader(io.StringIO(_read_bytes(path).decode("utf-8-sig"), newline=""), strict=True)
         for row in filter(None, rows):
@@ -106,8 +102,7 @@ def _read_csv(path: Path) -> dict[str, dict[str, float]]:
     return accuracies
 
 
-# ---- the package's file: six indices of operations, then CIFAR-10's accuracy in percent, cell by cell ----------------
-
+# The package's file: six indices of operations, then CIFAR-10's accuracy in percent, cell by cell
 PACKAGE_SHA256 = {"85f3435b877aa2d36268d55ce07f6ff6d73643d17a840f1941745da5eb80db32"}  # of data.anb; release 0.1.3
 PACKAGE_OPERATIONS = ["skip_connect", "none", "nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3"]
 PACKAGE_EDGES = (0, 1, 3, 2, 4, 5)  # its edges go out from node 0, then 1, then 2; CELL's go into 1, then 2, then 3
@@ -117,10 +112,8 @@ def _read_package(path: Path) -> dict[str, dict[str, float]]:
     """The accuracies in data.anb of a known release. Its instructions are listed, and none is followed."""
     data = _read_bytes(path)
     if hashlib.sha256(data).hexdigest() not in PACKAGE_SHA256:
-        again = "pip install --force-reinstall --no-deps analog-nasbench==0.1.3"
-        raise UserError(
-            f"{path}: not the file of analog-nasbench 0.1.3, so not read; {again}, or give --table FILE.csv"
-        )
+        again = "pip install --force-reinstall --no-deps analog-nasbench==0.1.3, or give --table FILE.csv"
+        raise UserError(f"{path}: not the file of analog-nasbench 0.1.3, so not read; {again}")
     accuracies, indices = {}, []
     for instruction, value, _ in pickletools.genops(data):
         if instruction.name == "BININT1":
@@ -131,15 +124,13 @@ def _read_package(path: Path) -> dict[str, dict[str, float]]:
     return accuracies
 
 
-# ---- Markdown --------------------------------------------------------------------------------------------------------
-
 NUMBER = re.compile(r"[-+±<>=~≈]*\s*\d.*|[-–—]?|nan")  # also 93.24 ± 0.10, < 0.05, 7 %, and – where there is none
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of texts, the first with the headings, as a table in Markdown that is aligned; numbers to the right.
+    """Rows of texts, the first with the headings, as an aligned table in Markdown.
 
-    A column is of numbers if each of its texts begins as one, the headings aside; the first column never is.
+    Columns whose texts all begin as numbers, the first column aside, are aligned to the right.
     """
     columns = []
     for number, (heading, *texts) in enumerate(zip(*rows, strict=True)):

@@ -8,26 +8,19 @@ import numpy as np
 
 from lib.cli import HARMLESS
 
-TAGS = {  # the names of history.jsonl, as TensorBoard groups them
-    "train_loss": "loss/train",
+WHAT = {"loss": "loss", "acc": "accuracy"}
+TAGS = {f"{part}_{key}": f"{what}/{part}" for part in ("train", "valid", "test", "best") for key, what in WHAT.items()}
+TAGS |= {  # the names of history.jsonl, as TensorBoard groups them
     "arch_loss": "loss/architecture",
-    "valid_loss": "loss/valid",
-    "test_loss": "loss/test",
-    "train_acc": "accuracy/train",
-    "valid_acc": "accuracy/valid",
-    "test_acc": "accuracy/test",
     "test_acc_top5": "accuracy/test_top5",
-    "best_acc": "accuracy/best",
     "table_rank": "rank/looked_up",
     "lr": "learning_rate/weights",
     "arch_lr": "learning_rate/architecture",
-    "tau": "schedule/tau",
-    "stage": "schedule/stage",
-    "dropout": "schedule/dropout",
-    "drop_path": "schedule/drop_path",
     "expected_multiply_adds": "multiply_adds/expected",
     "derived_multiply_adds": "multiply_adds/derived",
 }
+TAGS |= {name: f"schedule/{name}" for name in ("tau", "stage", "dropout", "drop_path")}
+GROUPS = {"alpha_entropy": "alpha_entropy", "active_ops": "active_ops", "table_acc": "accuracy/looked_up"}
 
 
 class TensorBoard:
@@ -44,9 +37,8 @@ class TensorBoard:
             self._writer = SummaryWriter(str(self.folder), purge_step=self.first_step)
         board, epoch = self._writer, line["epoch"]
         scalars = {tag: line[name] for name, tag in TAGS.items() if line.get(name) is not None}
-        for name in ("alpha_entropy", "active_ops"):
-            scalars |= {f"{name}/{kind}": value for kind, value in line.get(name, {}).items()}
-        scalars |= {f"accuracy/looked_up/{name}": value for name, value in line.get("table_acc", {}).items()}
+        for name, group in GROUPS.items():
+            scalars |= {f"{group}/{part}": value for part, value in line.get(name, {}).items()}
         if line.get("samplings"):
             changed = np.array([sampling["changed"] for sampling in line["samplings"]])
             scalars["active_ops/changed_per_sampling"] = changed.mean()

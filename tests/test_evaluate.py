@@ -19,7 +19,7 @@ import genotypes
 import model
 import model_search
 import space
-from lib import cli, confusion, data
+from lib import cli, data, predictions
 
 LISTINGS = {  # the key listing of each released checkpoint: genotype, channels, cells, classes
     "ddsas_cifar10": ("DDSAS_cifar10", 36, 20, 10),
@@ -146,7 +146,7 @@ def tested(run):
 
 
 def test_a_run_folder_means_its_last_checkpoint(trained, pictures, run, monkeypatch):
-    monkeypatch.setattr(confusion, "write_evaluation", lambda *_: None)  # pictures take their time
+    monkeypatch.setattr(predictions, "write_evaluation", lambda *_: None)  # pictures take their time
     folder = trained()
     best = trained("best.pt", mean=[0.1] * 3)
     shutil.copy(best / "best.pt", folder)
