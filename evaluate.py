@@ -185,9 +185,6 @@ def check_fits(path: str, network: model.Network, info: data.Info, dataset: str)
         raise UserError(f"{path}: checkpoint has {classes} classes, {dataset} has {info.num_classes}")
 
 
-# ---- checkpoints ---------------------------------------------------------------------------------------------------
-
-
 def load_network(args: argparse.Namespace) -> tuple[dict, model.Network]:
     """(checkpoint, network with its weights, without an auxiliary head) of --model_path; UserError: what is wrong."""
     path = weights.find_checkpoint(args.model_path, args.best)
@@ -242,9 +239,6 @@ def derive_genotype(checkpoint: dict, tensors: dict[str, Tensor]) -> Genotype | 
             chosen = {kind: np.where(none, -np.inf, table) for kind, table in tables.items()}
             found.add(str(two_edges_a_node(chosen, primitives)))
     return genotypes.parse(found.pop()) if len(found) == 1 else None
-
-
-# ---- counting ------------------------------------------------------------------------------------------------------
 
 
 def count(args: argparse.Namespace) -> list[dict]:

@@ -23,6 +23,7 @@ import graphviz
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -40,9 +41,6 @@ NO_DOT = "no cell can be drawn without a working dot: apt install graphviz, brew
 def load_run(folder: str | Path) -> Record:
     """Read a run folder. UserError when it is none, has no finished epoch, or holds a damaged line."""
     return records.read_run(folder, genotypes.load)
-
-
-# ---- cells ---------------------------------------------------------------------------------------------------------
 
 
 def cell_graph(genotype: Genotype, title: str = "", steady: bool = False) -> graphviz.Digraph:
@@ -83,7 +81,8 @@ def _draw_cell(part: graphviz.Digraph, cell: str, concat: Iterable[int], edges: 
     size |= {"height": "0.23", "margin": "0.06,0.02", "penwidth": "1.2", "fontsize": "10.5"}
     for index, ((node, source), op) in enumerate(sorted(edges, key=lambda edge: edge[0])):
         box, style, hidden = f"{cell}_edge{index}", style_of(op or "none"), {} if op else {"style": "invis"}
-        colors = {"color": style.color, "fillcolor": figures.tint(style.color), "fontcolor": "#111111"}
+        tint = to_hex(1 - 0.16 * (1 - np.array(to_rgb(style.color))))  # the colour in much white
+        colors = {"color": style.color, "fillcolor": tint, "fontcolor": "#111111"}
         part.node(box, style.label if op else "", **colors, **size, **hidden)
         line = {"color": style.color, "style": style.line, "penwidth": str(style.width)} | hidden
         room = "2" if source < 2 else "1"  # an edge that leaves an input must not cross the other input
@@ -126,8 +125,6 @@ def epoch_pictures(line: dict) -> dict[str, Figure | np.ndarray]:
         pictures["cells"] = image
     return pictures
 
-
-# ---- a run's page --------------------------------------------------------------------------------------------------
 
 TRAJECTORY = """A panel for each edge: a column for each source, a row for each node; shaded if in the genotype. \
 A line ends where its operation leaves the space."""
@@ -220,8 +217,6 @@ def measure(genotype: Genotype, args: dict) -> tuple[int, int, float, float]:
     return channels, layers, model.count_parameters(network) / 1e6, multiply_adds
 
 
-# ---- comparison of runs --------------------------------------------------------------------------------------------
-
 TEXTS = ("run", "search", "seed", "genotype")
 NUMBERS = {"skips": ".0f", "params M": ".2f", "madds M": ".0f", "minutes": ".1f", "memory GB": ".2f"}
 NUMBERS |= {"valid %": ".2f", "test %": ".2f"}
@@ -233,7 +228,7 @@ def compare(targets: list[str]) -> list[dict]:
     A retraining of what one of the searches found joins the row of that search; "tests" are the best accuracies of all.
     Networks have the size of the papers: that for ImageNet if one of the runs is of ImageNet.
     """
-    rows, retrainings, dataset = [], [], None
+    rows, retrainings, images = [], [], {}
     for target in targets:
         row = dict.fromkeys(TEXTS, "–") | dict.fromkeys(NUMBERS, math.nan) | {"tests": []}
         if not os.path.isfile(os.path.join(target, "args.json")):  # Path.is_file raises on a text too long for a path
@@ -242,7 +237,7 @@ def compare(targets: list[str]) -> list[dict]:
             continue
         record = load_run(target)
         args = record.info["args"]
-        dataset = "imagenet" if args.get("dataset") == "imagenet" else dataset
+        images |= {"dataset": "imagenet"} if args.get("dataset") == "imagenet" else {}
         row |= {"run": record.name, "seed": str(args.get("seed")), "found": record.genotype}
         if record.genotypes:
             row["search"] = f"{record.kind.removesuffix(' search')} {args.get('space_config', '')}".strip()
@@ -262,7 +257,7 @@ def compare(targets: list[str]) -> list[dict]:
         row["test %"] = float(np.mean(row["tests"])) if row["tests"] else math.nan
         row["genotype"] = known.setdefault(str(found), f"cell {len(known) - published + 1}")
         row["skips"] = genotypes.count_skips(found)
-        _, _, row["params M"], row["madds M"] = measure(found, {"dataset": dataset})
+        _, _, row["params M"], row["madds M"] = measure(found, images)
     return rows
 
 
@@ -276,9 +271,6 @@ def comparison_table(rows: list[dict]) -> str:
         texts.append([row[name] for name in TEXTS] + numbers)
     found = {row["genotype"]: row["found"] for row in rows}
     return "\n".join([tables.markdown_table(texts), "", *(f"{name} = {genotype}" for name, genotype in found.items())])
-
-
-# ---- command line --------------------------------------------------------------------------------------------------
 
 
 def main(args: argparse.Namespace) -> None:

@@ -28,8 +28,8 @@ def main(args: argparse.Namespace) -> None:
     for epoch in range(args.epochs):
         rate = utils.cosine_rate(epoch, args.epochs, args.learning_rate, args.learning_rate_min)
         utils.set_learning_rate(optimizer, rate)
-        meter = utils.Average(device)
         network.train()
+        meter = utils.Average(device)
         for x, y in train.epoch(epoch, 0):
             logits = network(x)
             loss = F.cross_entropy(logits, y)

@@ -122,29 +122,27 @@ def notes(groups: dict[str, list[Cell]], unfinished: int) -> str:
 
 
 def pilot(folder: Path) -> str:
-    """A row for each protocol by which the same random cells were retrained, with the same seeds."""
-    found = defaultdict(lambda: defaultdict(list))
+    """A row for each protocol by which the same random cells were retrained, with the same seeds.
+
+    The correlation is ICC(1, 1) (Shrout and Fleiss, 1979): the share of the variance that is the cells'.
+    """
+    runs = defaultdict(lambda: defaultdict(list))
     for path in sorted(path.parent for path in folder.glob("random-*/*-*/finished")):
         accuracy = read_json(path / "history.jsonl")[-1]["test_acc"]
-        found[path.name.rpartition("-")[0]][path.parent.name].append((accuracy, cost(path)[0]))
+        runs[path.name.rpartition("-")[0]][path.parent.name].append((accuracy, cost(path)[0]))
     rows = [["protocol", "cells", "seeds", "intraclass correlation", "minutes", "correlation a minute"]]
-    for protocol, cells in found.items():
+    for protocol, cells in runs.items():
         seeds = max(map(len, cells.values()))
-        values = np.array([runs for runs in cells.values() if len(runs) == seeds])  # cells x seeds x 2
+        values = np.array([pairs for pairs in cells.values() if len(pairs) == seeds])  # cells x seeds x 2
         if min(values.shape[:2]) > 1:
-            correlation, minutes = intraclass_correlation(values[..., 0]), np.median(values[..., 1])
+            found, minutes = values[..., 0], np.median(values[..., 1])
+            between, within = seeds * found.mean(1).var(ddof=1), found.var(1, ddof=1).mean()
+            correlation = (between - within) / (between + (seeds - 1) * within)
             numbers = f"{correlation:.2f}", f"{minutes:.1f}", f"{correlation / minutes:.3f}"
             rows.append([protocol, str(len(values)), str(seeds), *numbers])
     if len(rows) == 1:
         raise cli.UserError(f"{folder}: no two cells retrained with two seeds; expected what study.sh --pilot made")
     return tables.markdown_table(rows)
-
-
-def intraclass_correlation(values: np.ndarray) -> float:
-    """ICC(1, 1) of cells x seeds (Shrout and Fleiss, 1979): the share of the variance that is the cells'."""
-    seeds = values.shape[1]
-    between, within = seeds * values.mean(1).var(ddof=1), values.var(1, ddof=1).mean()
-    return float((between - within) / (between + (seeds - 1) * within))
 
 
 def draw(groups: dict[str, list[Cell]]) -> Figure:

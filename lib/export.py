@@ -61,10 +61,9 @@ KEYS = ("class_names", "mean", "std", "image_size", "scale", "input")  # of the 
 def export_network(kind: str, file: str, network: nn.Module, fused: nn.Module, info: Info, quiet: bool) -> dict:
     """Write a network as a file for other programs: images (batch, 3, size, size), normalised, to logits.
 
-    The file is made from ``fused``, run here on random images, in batches of other sizes than it was made with, and
-    written if its logits are those of ``network``. Its metadata, as JSON: ``image_size`` and ``scale``, pixels of the
-    input and of the shorter side of the image whose centre it is, ``mean``, ``std``, ``class_names`` where ``info``
-    has them, and ``input``, the line that is printed. UserError: what is wrong with the format, the path, the logits.
+    It is made from ``fused`` and written if its logits, on random images, are those of ``network``. Its metadata are
+    KEYS as JSON, as far as ``info`` has them: ``scale`` is the shorter side of the image whose centre is the input, of
+    ``image_size`` pixels; ``input`` is the line that is printed. UserError: what is wrong.
     """
     path, size = Path(file), info.image_size
     if kind not in FORMATS:

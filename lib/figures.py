@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -25,7 +24,7 @@ from lib.report import BLUE, INK, LINE, MUTED, PAPER, SOFT
 # The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Each kind of operation has a colour
 # and a line of its own, and larger kernels have thicker lines, so figures survive printing in grey.
 
-Style = namedtuple("Style", "label color line dashes width")  # line in Graphviz and dashes in matplotlib; points
+Style = namedtuple("Style", "label color line width plot")  # line and width (points) in Graphviz, plot in matplotlib
 KINDS = {
     "none": ("#999999", "dotted", (0, (1, 2))),
     "skip_connect": ("#009e73", "solid", (0, (6, 1, 1, 1))),
@@ -64,20 +63,11 @@ EDGE_NAMES = {
 def style_of(op: str) -> Style:
     """The style of an operation; one of no kind that KINDS knows is drawn dark and dash-dotted under its own name."""
     kind, _, kernel = op.rpartition("_")
-    if not (look := KINDS.get(op) or KINDS.get(kind)):
-        return Style(op, INK, "dashed", (0, (5, 1, 1, 1, 1, 1)), 1.3)
-    label = LABELS.get(op) or f"{kind[:3]} {kernel.replace('x', '×')}"
-    return Style(label, *look, {"1": 0.8, "5": 2.3, "7": 3.3}.get(op[-1], 1.3))
-
-
-def line_style(op: str) -> dict:
-    """The arguments of matplotlib for a line that stands for an operation."""
-    return {"color": style_of(op).color, "linestyle": style_of(op).dashes, "linewidth": 0.8 * style_of(op).width}
-
-
-def tint(color: str) -> str:
-    """The colour mixed with much white."""
-    return to_hex(1 - 0.16 * (1 - np.array(to_rgb(color))))
+    known = KINDS.get(op) or KINDS.get(kind)
+    color, line, dashes = known or (INK, "dashed", (0, (5, 1, 1, 1, 1, 1)))
+    label = (LABELS.get(op) or f"{kind[:3]} {kernel.replace('x', '×')}") if known else op
+    width = {"1": 0.8, "5": 2.3, "7": 3.3}.get(op[-1], 1.3) if known else 1.3
+    return Style(label, color, line, width, {"color": color, "linestyle": dashes, "linewidth": 0.8 * width})
 
 
 def list_edges(genotype: Any) -> dict[str, list[tuple[tuple[int, int], str]]]:
@@ -127,8 +117,8 @@ def progress_figure(record: Record) -> Figure:
         "Looked-up test accuracy (%)": {name: record.series("table_acc", name) for name in record.parts("table_acc")},
         "Rank among all architectures": {"": record.series("table_rank")},
     }
-    known = ((title, {n: v for n, v in curves.items() if np.isfinite(v).any()}) for title, curves in panels.items())
-    panels = {title: curves for title, curves in known if curves}
+    known = {title: {n: v for n, v in curves.items() if np.isfinite(v).any()} for title, curves in panels.items()}
+    panels = {title: curves for title, curves in known.items() if curves}
     rows = max(1, math.ceil(len(panels) / 2))
     figure = Figure((WIDTH, 0.3 + 2.1 * rows), layout="constrained")
     for number, (title, curves) in enumerate(panels.items(), start=1):
@@ -169,7 +159,7 @@ def trajectory_figure(record: Record, cell: str) -> Figure:
         place, op = grid[nodes.index(node), source], chosen.get((node, source))
         axis = figure.add_subplot(place, sharex=axis, sharey=axis)
         for name, curve in sorted(zip(ops, values[:, index].T, strict=True), key=lambda pair: pair[0] == op):
-            axis.plot(*_break_at_stages(record, curve), **line_style(name))  # the genotype's last, on top
+            axis.plot(*_break_at_stages(record, curve), **style_of(name).plot)  # the genotype's last, on top
         _mark_epochs(axis, record)
         title = f"{EDGE_NAMES[cell][index]} · {style_of(op).label}" if op else EDGE_NAMES[cell][index]
         axis.set_title(title, fontsize=8, color=INK if op else MUTED)
@@ -179,7 +169,7 @@ def trajectory_figure(record: Record, cell: str) -> Figure:
     figure.supylabel(record.quantity, fontsize=8.5)
     corner = figure.add_subplot(grid[0, (1 if cell == "cell" else 2) :])
     corner.axis("off")
-    keys = [Line2D([], [], label=style_of(op).label, **line_style(op)) for op in ops]
+    keys = [Line2D([], [], label=style_of(op).label, **style_of(op).plot) for op in ops]
     keys.append(Patch(facecolor=SOFT, edgecolor=MUTED, linewidth=0.5, label="in the genotype"))
     title = f"{CELL_TITLES[cell]}: {record.quantity}"
     corner.legend(handles=keys, loc="upper right", ncols=3, handlelength=2.6, title=title)
@@ -189,14 +179,14 @@ def trajectory_figure(record: Record, cell: str) -> Figure:
 def subspace_figure(record: Record) -> Figure:
     """Which operations were active when: epochs to the right, the operations of an edge below each other."""
     ops = records.operations(record.history[0])
-    heights = [len(EDGES[cell]) * len(ops) for cell in record.cells]
-    figure = Figure((WIDTH, 1.0 + 0.06 * max(heights)), layout="constrained")
+    rows = max(len(EDGES[cell]) for cell in record.cells) * len(ops)
+    figure = Figure((WIDTH, 1.0 + 0.06 * rows), layout="constrained")
     axes = figure.subplots(1, len(record.cells), squeeze=False)[0]
     for axis, cell in zip(axes, record.cells, strict=True):
         shares, _ = records.subspace(record, cell)
         extent = (0.5, len(shares) + 0.5, len(EDGES[cell]), 0)
-        rows = shares.reshape(len(shares), -1).T
-        picture = axis.imshow(rows, extent=extent, aspect="auto", interpolation="nearest", cmap=HEAT, vmin=0, vmax=1)
+        style = {"aspect": "auto", "interpolation": "nearest", "cmap": HEAT, "vmin": 0, "vmax": 1}
+        picture = axis.imshow(shares.reshape(len(shares), -1).T, extent=extent, **style)
         axis.set_yticks(np.arange(len(EDGES[cell])) + 0.5, EDGE_NAMES[cell])
         axis.set_yticks(range(len(EDGES[cell])), minor=True)
         axis.grid(False)

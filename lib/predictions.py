@@ -52,10 +52,9 @@ def read_answers(logits_of: Classifier, loader: data.Loader, add: Callable) -> n
 
 
 def count_confusions(answers: np.ndarray, names: Sequence[str]) -> dict:
-    """Of the rows of `read_answers` plain values: ``classes``, ``per_class`` and ``confusion``.
+    """``classes``, ``per_class`` (accuracy in percent, None without an image) and ``confusion`` as plain values.
 
-    ``confusion`` has a row for each true class and a column for each predicted one, of numbers of images; ``per_class``
-    is in the order of the classes, with the accuracy in percent (None where there is no image).
+    ``confusion`` has a row for each true class and a column for each predicted one, of numbers of images.
     """
     matrix = np.zeros((len(names), len(names)), int)
     np.add.at(matrix, tuple(answers[:, 1:3].astype(int).T), 1)

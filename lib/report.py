@@ -81,13 +81,13 @@ def embed(path: Path, label: str) -> str:
     return f'<div class="picture"><img alt="{html.escape(label)}" src="data:image/{kind};base64,{content}"></div>'
 
 
-def animate(pictures: list[np.ndarray], texts: list[str], seconds: float = 15.0) -> bytes:
-    """An animated GIF of pictures of one size, each with a line of text above it."""
+def animate(pictures: list[np.ndarray], texts: list[str]) -> bytes:
+    """An animated GIF, of 15 seconds where it can be, of pictures of one size, a line of text above each."""
     frames = []
     for picture, text in zip(pictures, texts, strict=True):
         frame = Image.fromarray(np.pad(picture, ((44, 0), (0, 0), (0, 0)), constant_values=255))
         ImageDraw.Draw(frame).text((24, 12), text, INK, ImageFont.load_default(20))
         frames.append(frame.quantize(64))
-    durations = [int(min(600, max(60, 1000 * seconds / len(frames))))] * (len(frames) - 1) + [3000]
+    durations = [min(600, max(60, 15000 // len(frames)))] * (len(frames) - 1) + [3000]
     frames[0].save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
     return buffer.getvalue()

@@ -24,8 +24,8 @@ NO_TABLE = "no table of accuracies: pip install --no-deps analog-nasbench (or --
 class Table:
     """Accuracies in percent of cells of NAS-Bench-201's space, all 15,625 or some, on one data set or several.
 
-    ``accuracies`` maps a cell as it is written, |op~0|+..., to its accuracies by data set, of the same data sets for
-    every cell. Cells are asked for as genotypes or as text. ``source`` says where the numbers come from.
+    ``accuracies`` maps every cell as it is written, |op~0|+..., to its accuracies by data set; cells are asked for as
+    genotypes or as text. ``source`` says where the numbers come from.
     """
 
     def __init__(self, accuracies: dict[str, dict[str, float]], source: str) -> None:
