@@ -48,7 +48,6 @@ RELEASED = {  # (genotype, for large images): the file of its authors, see READM
     ("PDARTS", False): "PDARTS_cifar10.pt",
     ("PDARTS", True): "PDARTS_imagenet.pth.tar",
 }
-COUNTED = ("genotype", "dataset", "channels", "cells", "parameters_m", "multiply_adds_m")  # by --count --json
 MAX_IMAGE_SIZE = 1024  # pixels, as a checkpoint may ask for; --image_size may be larger
 OF_SEARCH = {"architect", "arch_optimizer"}  # what searches' checkpoints hold, and held in earlier versions
 SUPERNET = re.compile(r"cells\.\d+\._ops\.\d+\._ops\.|alphas_")  # what names of its tensors begin with
@@ -252,15 +251,16 @@ def count(args: argparse.Namespace) -> list[dict]:
     classes, layers = info.num_classes or 1000, args.layers or (14 if large else 20)
     for arch, reason in {} if args.arch else genotypes.broken().items():
         print(f"warning: {arch} in genotypes.py is not counted: {reason}", file=sys.stderr)
-    rows, texts = [], [["genotype", "dataset", "channels", "cells", "parameters", "multiply-adds"]]
+    rows, texts = [], ["genotype dataset channels cells parameters multiply-adds".split()]
     for arch in [args.arch] if args.arch else genotypes.names():
         genotype = genotypes.load(arch)
         C = args.init_channels or (model.mobile_channels(genotype, layers, classes) if large else 36)
         with torch.device("meta"):
             network = model.network_for(large, C, classes, layers, False, genotype)
             costs = model.count_parameters(network) / 1e6, model.count_multiply_adds(network, info.image_size) / 1e6
-        rows.append(dict(zip(COUNTED, (arch, dataset, C, layers, *costs), strict=True)))
-        texts.append([arch, dataset, str(C), str(layers), f"{costs[0]:.3f} M", f"{costs[1]:.1f} M"])
+        row = {"genotype": arch, "dataset": dataset, "channels": C, "cells": layers}
+        rows.append(row | {"parameters_m": costs[0], "multiply_adds_m": costs[1]})
+        texts.append([*map(str, row.values()), f"{costs[0]:.3f} M", f"{costs[1]:.1f} M"])
     print(json.dumps(rows) if args.json else markdown_table(texts))
     return rows
 

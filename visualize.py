@@ -174,7 +174,8 @@ def draw_figures(record: Record) -> Iterator[tuple[str, str, str, Figure]]:
 
 def evolution_gif(record: Record) -> bytes | None:
     """An animated GIF of the cells after each epoch; None without dot, and for a retraining."""
-    images = {text: cell_image(genotype) for text, genotype in {str(one): one for one in record.genotypes}.items()}
+    distinct = {str(genotype): genotype for genotype in record.genotypes}
+    images = {text: cell_image(genotype) for text, genotype in distinct.items()}
     if not images or any(image is None for image in images.values()):
         return None
     stages = [f"stage {line['stage'] + 1}, " if "stage" in line else "" for line in record.history]
