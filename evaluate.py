@@ -80,7 +80,8 @@ def main(args: argparse.Namespace) -> dict | list[dict]:
 
     if args.images:
         if not info.mean:
-            raise UserError(f"{args.model_path} does not say its mean and deviation: only --data can test it")
+            text = "does not say its mean and deviation: only a test with --data is possible"
+            raise UserError(f"{args.model_path} {text}")
         return predict(args, logits_of, info, device) if distributed.is_main() else []
     same = {name: getattr(args, name) for name in ("batch_size", "workers", "bad_images")}
     same |= {"rank": distributed.rank(), "world_size": distributed.world_size()}

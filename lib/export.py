@@ -20,11 +20,15 @@ Classifier = Callable[[Tensor], Tensor]  # images -> logits
 TOLERANCE = 1e-4  # of an exported network's logits, relative to the largest one
 
 
-class Logits(nn.Sequential):
+class Logits(nn.Module):
     """A network that returns its logits alone."""
 
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
     def forward(self, images: Tensor) -> Tensor:
-        return self[0](images)[0]
+        return self.network(images)[0]
 
 
 def to_onnx(network: nn.Module, images: Tensor, metadata: dict[str, str]) -> tuple[bytes, Classifier]:
