@@ -1,7 +1,5 @@
 """experiments/flops.py on folders as shell/study.sh leaves them, and the reference of docs/own-images.md."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -33,6 +31,8 @@ def test_weights_in_order_with_the_cost_of_their_networks(tmp_path, capsys):
         finished(tmp_path / "0", f"ddsas-{seed}", DEAR, 0.0, 80 + seed)
         finished(tmp_path / "random", f"random-{seed}", DEAR, 0.0, 60.0)
     (tmp_path / "0/ddsas-2/search").mkdir(parents=True)  # not finished
+    with pytest.raises(cli.UserError, match="nothing kept"):
+        flops.main(flops.get_parser().parse_args(["--out", str(tmp_path)]))
     flops.main(flops.get_parser().parse_args([str(tmp_path)]))
     cells = flops.common.read_lines(tmp_path / "data/flops.jsonl", flops.Found)
     assert [(one.weight, one.seed) for one in cells] == [(0, 0), (0, 1), (1, 0), (1, 1), (None, 0), (None, 1)]
@@ -41,11 +41,6 @@ def test_weights_in_order_with_the_cost_of_their_networks(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| random cells" in printed and "70.50 ± 0.71" in printed
     assert (tmp_path / "flops.png").exists()
-
-
-def test_without_data_is_one_line(tmp_path):
-    with pytest.raises(cli.UserError, match="nothing kept"):
-        flops.main(flops.get_parser().parse_args(["--out", str(tmp_path)]))
 
 
 def test_the_reference_learns(pictures, capsys):
