@@ -78,9 +78,9 @@ def test_golden_supernet(name):
 
 
 def small_search(pictures: Path, prefix: str, *more: str) -> list[str]:
-    stages = "--layers 1 --add_layers 1 --add_layers 2 --dropout_rate 0.1 --dropout_rate 0.4 --dropout_rate 0.7"
+    stages = "--layers 1 --add_layers 0 --add_layers 1 --dropout_rate 0.1 --dropout_rate 0.4 --dropout_rate 0.7"
     small = "--epochs 2 --eps_no_arch 1 --init_channels 2 --batch_size 18 --device cpu --quiet"
-    data = f"--dataset folder --image_size 16 --tmp_data_dir {pictures} --save {prefix} --note small"
+    data = f"--dataset folder --image_size 8 --tmp_data_dir {pictures} --save {prefix} --note small"
     return [*f"{stages} {small} {data}".split(), *more]
 
 
@@ -101,7 +101,7 @@ def test_three_stages(whole):
             assert set(new) <= set(old)
     assert [line["dropout"] for line in lines] == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.35, 0.7])
     assert [line["lr"] for line in lines] == pytest.approx([0.025, 0.0125] * 3)
-    assert all(f"{depth} cells, {ops} operations" in (whole / "log.txt").read_text() for depth, ops in ((1, 8), (3, 3)))
+    assert all(f"{depth} cells, {ops} operations" in (whole / "log.txt").read_text() for depth, ops in ((1, 8), (2, 3)))
     # after the weight-only epoch alpha is still the draw 1e-3 * N(0, 1), and differs from it one epoch later
     assert [line["arch_loss"] is None for line in lines] == [True, False] * 3
     for line, num_ops in zip(lines, (8, 8, 5, 5, 3, 3), strict=True):
@@ -123,7 +123,7 @@ def test_recorded_genotype_and_those_beside_it(whole):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--add_layers", "3"], "--add_layers 1 2 3: expected 2 values"),
+        (["--add_layers", "3"], "--add_layers 0 1 3: expected 2 values"),
         (["--dropout_rate", "0.5"], "expected 3 values"),
         (["--epochs", "1"], "--eps_no_arch 1"),
         (["--num_to_keep", "5", "3", "0"], "out of range"),
