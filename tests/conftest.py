@@ -86,6 +86,23 @@ def command(capsys):
     return command
 
 
+@pytest.fixture
+def refused(command):
+    """refused(script, *words) -> the one line in which a command ends that is refused."""
+
+    def refused(script, *words: object) -> str:
+        code, _, (line,) = command(script, *words)
+        assert code == 2
+        return line
+
+    return refused
+
+
+def run_script(script, flags: str, *more: object) -> Path:
+    """What a script's main returns for these flags, in this process: for a training the run folder."""
+    return script.main(cli.parse(script.get_parser(), [*flags.split(), *map(str, more)]))
+
+
 def history(folder: Path) -> list[dict]:
     """The epochs of a run."""
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

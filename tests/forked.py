@@ -5,8 +5,6 @@ without the seconds that each would need to import PyTorch; and, where nothing i
 shows that it agrees with the definition.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Reading tests/golden: arrays computed with the published implementations (see the README there)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

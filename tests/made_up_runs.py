@@ -1,7 +1,5 @@
 """Run folders of all kinds as the scripts write them, with made-up numbers and without checkpoints."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,10 +1,8 @@
-"""Every script of shell/ passes flags that exist, one of each kind runs; so do the README's commands in their order.
+"""Every script of shell/ passes flags that exist; the README's commands run in their order.
 
 Shell scripts run with a stand-in for Python that writes down what they would call. What then runs is made small by
 arguments behind its own, and reads a few small pictures.
 """
-
-from __future__ import annotations
 
 import importlib
 import os
@@ -81,15 +79,6 @@ def test_every_script_passes_flags_that_exist(workspace, script):
         assert cli.parse(parser, arguments).given
 
 
-def test_a_search_is_retrained_and_tested_by_its_name(workspace):
-    search = calls_of(workspace, "search_cifar10.sh")[0]
-    retrain = f"retrain.py --arch DDSAS_cifar10_search --save own {IMAGES} {SMALL}"
-    test = f"{shlex.join(calls_of(workspace, 'eval_cifar10.sh')[0])} {IMAGES} --model_path logs/own"
-    test += " --arch DDSAS_cifar10_search --init_channels 2 --layers 3"
-    run_commands(workspace, [make_small(search), retrain, test])
-    assert (workspace / "genotypes.py").read_text().count("\nDDSAS_cifar10_search = Genotype(") == 1
-
-
 def test_readme_commands_run_in_their_order(workspace):
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
@@ -97,8 +86,12 @@ def test_readme_commands_run_in_their_order(workspace):
     assert len(commands) >= 15
     for program, script, *_ in commands:
         assert program in ("python", "tensorboard") or (ROOT / script).is_file()
-    run_commands(workspace, [make_small(words) for program, *words in commands if program == "python"])
+    scripts = [words for program, *words in commands if program == "python"]
+    exports = [words for words in scripts if "--export" in words]  # run in test_export.py
+    assert all(cli.parse(importlib.import_module("evaluate").get_parser(), words[1:]).export for words in exports)
+    run_commands(workspace, [make_small(words) for words in scripts if words not in exports])
     assert (workspace / "logs/mini/report.html").exists()
+    assert (workspace / "genotypes.py").read_text().count("\nMY_CELL = Genotype(") == 1
 
 
 def test_own_images_searches_retrains_and_tests_and_runs_nothing_twice(workspace, pictures, tmp_path):

@@ -4,8 +4,6 @@ See also test_benchmark.py, which runs gpu.py. TEST_DEVICE=cpu runs the same bod
 that they can be run, not what they are for.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

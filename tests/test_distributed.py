@@ -1,7 +1,5 @@
 """Searches and retraining on two processes (torchrun, gloo): the same as on one, and none hangs when one is lost."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -23,13 +21,9 @@ TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 3 --batch_si
 def torchrun(*command) -> subprocess.Popen:
     """Start a script on two processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment, pipe = os.environ | {"OMP_NUM_THREADS": "1"}, subprocess.PIPE
     return subprocess.Popen(
-        [*launch, *map(str, command)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        [*launch, *map(str, command)], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
     )
 
 
@@ -73,14 +67,11 @@ def test_two_processes_search_like_one_with_twice_the_batch(tmp_path):
         assert len(one[losses]) == 20 and two[losses] == pytest.approx(one[losses], rel=1e-4)
 
 
+LONG = [("search.py", "", 0), ("retrain.py", "--arch DARTS_V2", 1), ("retrain.py", "--arch DARTS_V2", 0)]
+
+
 @pytest.mark.parametrize(
-    ("script", "more", "rank"),
-    [
-        ("search.py", "", 1),
-        pytest.param("search.py", "", 0, marks=pytest.mark.long),
-        pytest.param("retrain.py", "--arch DARTS_V2", 1, marks=pytest.mark.long),
-        pytest.param("retrain.py", "--arch DARTS_V2", 0, marks=pytest.mark.long),
-    ],
+    ("script", "more", "rank"), [("search.py", "", 1), *(pytest.param(*case, marks=pytest.mark.long) for case in LONG)]
 )
 def test_a_killed_rank_ends_the_run_and_leaves_a_whole_checkpoint(script, more, rank, pictures, tmp_path):
     folder = tmp_path / "run"

@@ -1,7 +1,6 @@
-"""shell/env.sh: which Python the scripts take, what is said before anything is installed; the lists of requirements."""
+"""shell/env.sh: which Python the scripts take, what is said before anything is installed."""
 
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -47,9 +46,3 @@ def test_an_environment_is_taken_if_it_satisfies_and_announced_before_it_is_made
     shutil.copy(tmp_path / "bin/python3", tmp_path / ".venv/bin/python")
     (tmp_path / ".venv/bin/python").write_text(PYTHON.replace('"$HAS" = yes', "1 = 1"))
     assert source(HAS="no") == ([], "/.venv/bin/python")  # made before
-
-
-def test_the_tests_install_what_the_extras_of_pyproject_name():
-    extras = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("[tool")[0]
-    named = set(re.findall(r'"([a-z]+>=[0-9.]+)"', extras))
-    assert len(named) == 4 and named <= set((ROOT / "tests/requirements.txt").read_text().split())

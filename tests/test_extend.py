@@ -1,7 +1,5 @@
 """docs/extend.md: what it says is done in a copy of the project, block after block, and its commands are run."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

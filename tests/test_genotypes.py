@@ -1,12 +1,11 @@
 """Genotypes as people write them: what is read, what is refused, and how a search records what it has found."""
 
-from __future__ import annotations
-
 import importlib.util
 import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -30,18 +29,13 @@ def is_buildable(genotype: Genotype | Genotype201) -> bool:
     """What `parse` promises, written a second time."""
     if isinstance(genotype, Genotype201):
         return len(genotype.ops) == 6 and set(genotype.ops) <= set(genotypes.SPACES["nasbench201"].primitives)
-    concats = [list(genotype.normal_concat), list(genotype.reduce_concat)]
-    cells = genotype.normal, genotype.reduce
-    pairs = [(op, source, 2 + i // 2) for cell in cells for i, (op, source) in enumerate(cell)]
-    return (
-        [*map(len, cells)] == [8, 8]
-        and all(concat and set(concat) <= {2, 3, 4, 5} and len(set(concat)) == len(concat) for concat in concats)
-        and {op for op, _, _ in pairs} <= set(operations.OPS) - {"none"}
-        and all(type(source) is int and 0 <= source < node for _, source, node in pairs)
-    )
+    found = True
+    for cell, concat in zip(genotype[::2], map(list, genotype[1::2]), strict=True):
+        found &= len(cell) == 8 and 0 < len(concat) == len(set(concat) & {2, 3, 4, 5})
+        found &= all(op in operations.OPS and op != "none" for op, _ in cell)
+        found &= all(type(source) is int and 0 <= source < 2 + i // 2 for i, (_, source) in enumerate(cell))
+    return found
 
-
-# --- nothing is executed ----------------------------------------------------------------------------------------------
 
 executed: list[str] | None = None  # while it is a list: what Python does beside parsing
 
@@ -73,29 +67,29 @@ def parse(text: str) -> Genotype | Genotype201 | None:
 
 LITERAL = str(genotypes.DDSAS_cifar10)
 CODE = "__import__('os').system('touch i_was_executed')"
-HOSTILE = {
-    "call": LITERAL.replace("range(2, 6)", CODE, 1),
-    "source": LITERAL.replace("0", CODE, 1),
-    "operation": LITERAL.replace("'skip_connect'", f"({CODE}, 'skip_connect')[1]"),
-    "after": f"{LITERAL}; {CODE}",
-    "before": f"{CODE}\n{LITERAL}",
-    "comprehension": LITERAL.replace("range(2, 6)", "[i for i in range(2, 6)]", 1),
-    "attribute": LITERAL.replace("Genotype(", "Genotype.__class__(", 1),
-    "huge range": LITERAL.replace("range(2, 6)", "range(0, 10**12)", 1),
-    "power": LITERAL.replace("0", "9**9**9", 1),
-    "deep": "Genotype(" + "(" * 4000 + ")" * 4000,
-    "zero byte": LITERAL + "\0",
-    "long": LITERAL + " " * 10_000 + ";",
-    "many starts": "genotype: = |" * 700 + "~",
-    "cell": CELL.replace("none", CODE),
-    "operations": f"Genotype201(ops=[{CODE}] * 6)",
-}
+HOSTILE = [
+    LITERAL.replace("range(2, 6)", CODE, 1),
+    LITERAL.replace("0", CODE, 1),
+    LITERAL.replace("'skip_connect'", f"({CODE}, 'skip_connect')[1]"),
+    f"{LITERAL}; {CODE}",
+    f"{CODE}\n{LITERAL}",
+    LITERAL.replace("range(2, 6)", "[i for i in range(2, 6)]", 1),
+    LITERAL.replace("Genotype(", "Genotype.__class__(", 1),
+    LITERAL.replace("range(2, 6)", "range(0, 10**12)", 1),
+    LITERAL.replace("0", "9**9**9", 1),
+    "Genotype(" + "(" * 4000 + ")" * 4000,
+    LITERAL + "\0",
+    LITERAL + " " * 10_000 + ";",
+    "genotype: = |" * 700 + "~",
+    CELL.replace("none", CODE),
+    f"Genotype201(ops=[{CODE}] * 6)",
+]
 
 
 def test_code_and_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     started = time.time()
-    for text in HOSTILE.values():
+    for text in HOSTILE:
         assert text != LITERAL and parse(text) is None
         with pytest.raises(ValueError):
             genotypes.load(text)
@@ -112,9 +106,6 @@ def test_any_text_is_a_genotype_or_refused(data, text):
         end = min(len(text), start + data.draw(st.integers(0, 6)))
         text = text[:start] + data.draw(st.sampled_from(["", *tokens])) + text[end:]
     parse(text)
-
-
-# --- what people have at hand -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("literal", [LITERAL, CELL])
@@ -160,33 +151,25 @@ def test_what_holds_no_genotype_is_named(tmp_path):
         assert str(refused.value).isprintable() and len(str(refused.value)) < 400
 
 
-MISTAKES = {
-    "unknown operation 'none'": ("'skip_connect'", "'none'"),
-    "unknown operation 'conv'; known are max_pool_3x3": ("'skip_connect'", "'conv'"),
-    "source 2 of node 2 must be 0 to 1": ("0)", "2)"),
-    "source -1": ("0)", "-1)"),
-    "intermediate nodes, 2 to 5": ("range(2, 6)", "range(1, 6)"),
-    "each once": ("range(2, 6)", "[2, 2]"),
-    "the normal cell needs 8": ("normal=[", "normal=[('skip_connect', 0), "),
-    "expected Genotype(normal=": ("normal=", "norm="),
-}
-
-
 def test_mistakes_are_named():
-    for message, change in MISTAKES.items():
+    for message, change in {
+        "unknown operation 'none'": ("'skip_connect'", "'none'"),
+        "unknown operation 'conv'; known are max_pool_3x3": ("'skip_connect'", "'conv'"),
+        "source 2 of node 2 must be 0 to 1": ("0)", "2)"),
+        "source -1": ("0)", "-1)"),
+        "intermediate nodes, 2 to 5": ("range(2, 6)", "range(1, 6)"),
+        "each once": ("range(2, 6)", "[2, 2]"),
+        "the normal cell needs 8": ("normal=[", "normal=[('skip_connect', 0), "),
+        "expected Genotype(normal=": ("normal=", "norm="),
+    }.items():
         with pytest.raises(ValueError, match=re.escape(message)):
             genotypes.load(LITERAL.replace(*change, 1))
-
-
-# --- recording --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
     """A copy of genotypes.py."""
-    path = tmp_path / "genotypes.py"
-    path.write_bytes((ROOT / "genotypes.py").read_bytes())
-    return path
+    return Path(shutil.copy(ROOT / "genotypes.py", tmp_path))
 
 
 def load_copy(path: Path):

@@ -1,7 +1,5 @@
 """The path of ImageNet on a small tree of real JPEGs: split, search, retrain, evaluate; alone and with torchrun."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import history
+from conftest import history, run_script
 from PIL import Image
 
 import evaluate
@@ -45,8 +43,7 @@ def tree(tmp_path_factory) -> Path:
                 width = 64 + 8 * (index % 3)
                 Image.fromarray(images[index]).convert("RGB").resize((width, 64), Image.BICUBIC).save(path, quality=90)
         assert sum(seen) == total
-    arguments = ["--data", root, "--out", root / "split", "--train", "0.4", "--val", "0.2"]
-    imagenet_split.main(imagenet_split.get_parser().parse_args(list(map(str, arguments))))
+    run_script(imagenet_split, "--train 0.4 --val 0.2", "--data", root, "--out", root / "split")
     assert len(list((root / "split").glob("train/*/*"))) == 60 and len(list((root / "split").glob("val/*/*"))) == 30
     return root
 
@@ -55,88 +52,51 @@ def two_processes(script: str, arguments: str) -> str:
     """A shell script under torchrun, from another folder; returns what it printed."""
     environment = {"PYTHON": sys.executable, "TORCHRUN": "--standalone --nproc_per_node 2", "OMP_NUM_THREADS": "1"}
     command = ["bash", str(ROOT / "shell" / script), *arguments.split()]
-    options = dict(env=os.environ | environment, cwd="/", capture_output=True, text=True, timeout=240)
-    result = subprocess.run(command, **options)
+    result = subprocess.run(command, env=os.environ | environment, cwd="/", capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
-def here(module, arguments: str):
-    """A script alone, inside this process."""
-    return module.main(cli.parse(module.get_parser(), arguments.split()))
-
-
-def check_search(folder: Path, steps: int) -> None:
-    (line,) = history(folder)
+def check(folder: Path, tree: Path) -> None:
+    """A search and a retraining in folder; and that two processes find the numbers of one in the test."""
+    (line,) = history(folder / "search")
     primitives = genotypes.SPACES["imagenet"].primitives
-    assert line["primitives"] == primitives and len(line["samplings"]) == -(-steps // 2)
+    assert line["primitives"] == primitives and len(line["samplings"]) == 3  # in five steps
     for cell in ("normal", "reduce"):  # the first four primitives are available, and 28 of 56 active
         assert line["available"][cell] == [0b1111] * 14 and line["active_ops"][cell] == 28
-    genotype = genotypes.load(str(folder))
-    assert {op for op, _ in genotype.normal} <= set(primitives[:4])
-    assert checkpoints.load_checkpoint(folder / "checkpoint.pt")["epoch"] == 1
-
-
-def check_retraining(folder: Path) -> None:
-    (line,) = history(folder)
+    assert {op for op, _ in genotypes.load(str(folder / "search")).normal} <= set(primitives[:4])
+    (line,) = history(folder / "retrain")
     assert line["drop_path"] == 0 and 0 <= line["test_acc"] <= line["test_acc_top5"] <= 100
-    best, last = (checkpoints.load_checkpoint(folder / name) for name in ("best.pt", "checkpoint.pt"))
+    best, last = (checkpoints.load_checkpoint(folder / "retrain" / name) for name in ("best.pt", "checkpoint.pt"))
     assert best["epoch"] == last["epoch"] == 1 and best["best"]["top1"] == line["test_acc"]
     assert "auxiliary_head.classifier.weight" in last["state_dict"]
     assert "auxiliary_head.features.6.weight" not in last["state_dict"]  # as in DDSAS
-
-
-@pytest.fixture(scope="module")
-def alone(tree, tmp_path_factory) -> Path:
-    """Run folders of a search and the retraining of its cell, in one process: search/, retrain/."""
-    root = tmp_path_factory.mktemp("alone")
-    files = f"--dataset imagenet --data {tree / 'split'} --save {root / 'search'}"
-    here(search, f"{SMALL} {RUN} {files} --space_config imagenet --batch_size 12 --dss_freq 2")
-    files = f"--dataset imagenet --data {tree} --save {root / 'retrain'} --arch {root / 'search'}"
-    recipe = "--auxiliary --label_smooth 0.1 --lr_scheduler linear --drop_path_prob 0 --batch_size 16"
-    here(retrain, f"{SMALL} {RUN} {files} {recipe}")
-    return root
-
-
-def check_on_two_processes(tree: Path, folder: Path) -> None:
-    """Evaluated on two processes, the network of folder/retrain gives the numbers of one process."""
     test = f"{SMALL} --data {tree} --model_path {folder / 'retrain'} --arch {folder / 'search'} --batch_size 5"
     two = json.loads(two_processes("eval_imagenet.sh", f"{test} --json"))
-    one = here(evaluate, f"{test} --dataset imagenet")
+    one = run_script(evaluate, f"{test} --dataset imagenet")
     assert two["images"] == one["images"] == NUM_TEST  # an odd number: 17 and 16, none twice
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert (two["top1"], two["top5"]) == pytest.approx((one["top1"], one["top5"]))
-    (line,) = history(folder / "retrain")
-    assert line["test_acc"] == pytest.approx(one["top1"])
+    assert line["test_acc"] == pytest.approx(one["top1"]) and line["test_loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert one["genotype"] == (folder / "search/genotype.txt").read_text().strip()
 
 
-def test_from_the_split_to_the_test_alone(tree, alone):
-    check_search(alone / "search", steps=5)
-    check_retraining(alone / "retrain")
-    result = here(evaluate, f"--model_path {alone / 'retrain'} --data {tree} --workers 0 --batch_size 8")
-    assert result["images"] == NUM_TEST
-    assert result["genotype"] == (alone / "search/genotype.txt").read_text().strip()
-    (line,) = history(alone / "retrain")
-    assert result["top1"] == pytest.approx(line["test_acc"])
-    assert result["loss"] == pytest.approx(line["test_loss"], rel=1e-4)
-
-
-def test_evaluation_on_two_processes(tree, alone):
-    check_on_two_processes(tree, alone)
+def test_from_the_split_to_the_test(tree, tmp_path):
+    files = f"--dataset imagenet --data {tree / 'split'} --save {tmp_path / 'search'}"
+    run_script(search, f"{SMALL} {RUN} {files} --space_config imagenet --batch_size 12 --dss_freq 2")
+    files = f"--dataset imagenet --data {tree} --save {tmp_path / 'retrain'} --arch {tmp_path / 'search'}"
+    recipe = "--auxiliary --label_smooth 0.1 --lr_scheduler linear --drop_path_prob 0 --batch_size 16"
+    run_script(retrain, f"{SMALL} {RUN} {files} {recipe}")
+    check(tmp_path, tree)
 
 
 @pytest.mark.long
 def test_from_the_split_to_the_test_on_two_processes(tree, tmp_path):
     searched = f"{SMALL} {RUN} --data {tree / 'split'} --save {tmp_path / 'search'} --batch_size 6 --dss_freq 2"
     two_processes("search_imagenet.sh", searched)
-    check_search(tmp_path / "search", steps=5)
     files = f"--data {tree} --save {tmp_path / 'retrain'} --arch {tmp_path / 'search'}"
     two_processes("retrain_imagenet.sh", f"{SMALL} {RUN} {files} --batch_size 8")
-    check_retraining(tmp_path / "retrain")
-    check_on_two_processes(tree, tmp_path)
-
-
-# ---- what retraining on ImageNet consists of ---------------------------------------------------------------------
+    check(tmp_path, tree)
 
 
 def parse_script(*more: str) -> argparse.Namespace:
@@ -155,10 +115,6 @@ def test_the_settings_of_the_script_are_the_published_ones():
     rates = [utils.warmed_up(schedule(e, args.epochs, 0.5, args.learning_rate_min), e, args) for e in range(250)]
     linear = [0.5 * (245 - e) / 245 for e in range(245)] + [0.5 * left / (245 * 5) for left in (5, 4, 3, 2, 1)]
     assert rates == pytest.approx([rate * min(1, (e + 1) / 5) for e, rate in enumerate(linear)])
-
-
-def test_mobile_chooses_the_channels_and_is_for_large_images():
-    """test_model.py: 46 for 14 cells and 1000 classes."""
     small = parse_script("--mobile", "--dataset", "folder")
     with pytest.raises(cli.UserError, match="--mobile is for large images"):
         retrain.build_network(small, genotypes.DDSAS_imagenet, data.Info(7, (0.5,) * 3, (0.2,) * 3, image_size=64))

@@ -1,7 +1,5 @@
 """Images: which files of a folder count, what a file becomes, and augmentation held to its plain formulation."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 
@@ -25,17 +23,9 @@ def draw(path: Path, size: tuple[int, int] = (8, 8), **options) -> None:
     Image.effect_noise(size, 50).save(path, **options)
 
 
-# ---- Folders ---------------------------------------------------------------------------------------------------------
 def test_folders_with_hidden_names_links_loops_and_other_files(tmp_path, caplog):
     root = tmp_path / "train"
-    for name in (
-        "cat/1.png",
-        "cat/2.JPEG",
-        "cat/old/3.jfif",
-        "dog/1.bmp",
-        ".cache/x/1.png",
-        "cat/.ipynb_checkpoints/4.png",
-    ):
+    for name in "cat/1.png cat/2.JPEG cat/old/3.jfif dog/1.bmp .cache/x/1.png cat/.ipynb_checkpoints/4.png".split():
         draw(root / name, format="jpeg" if name.endswith("jfif") else None)
     draw(tmp_path / "elsewhere" / "5.gif")
     (root / "cat" / "._1.png").write_bytes(b"AppleDouble")
@@ -70,16 +60,12 @@ def test_folders_with_hidden_names_links_loops_and_other_files(tmp_path, caplog)
         images.list_classes(root)
 
 
-# ---- Files -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16", "I", "F", "I/8"])
 def test_images_of_every_mode_become_rgb(tmp_path, mode):
-    grey = np.full((9, 9), 128, np.uint8)
-    if mode in ("I;16", "I", "F", "I/8"):
-        image = Image.fromarray(
-            (grey * 256.0).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}.get(mode, "i4"))
-        )
-        image = Image.fromarray(grey.astype(np.int32)) if mode == "I/8" else image  # 8 bits in 32
-        assert image.mode == mode[:4].split("/")[0]
+    grey, wide = np.full((9, 9), 128, np.uint8), {"I;16": np.uint16, "I": np.int32, "F": np.float32, "I/8": np.int32}
+    if mode in wide:
+        image = Image.fromarray((grey * (1.0 if mode == "I/8" else 256.0)).astype(wide[mode]))
+        assert image.mode == mode.split("/")[0]
     else:
         image = Image.fromarray(grey).convert(mode)
     image.save(tmp_path / ("x.jpg" if mode == "CMYK" else "x.tif"))
@@ -89,22 +75,14 @@ def test_images_of_every_mode_become_rgb(tmp_path, mode):
     assert mode == "1" or np.all(np.abs(pixels.astype(int) - 128) <= 2)
 
 
-@pytest.mark.parametrize("values", [[0, 0.5, 1], [-1, 7, 9], [0, 70000, 5], [0, np.nan, 300]])
-def test_pixels_of_an_unknown_scale_are_unreadable(tmp_path, values):
-    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "x.tif")
-    assert "(mode F with values from" in images.read_image(str(tmp_path / "x.tif"))
-
-
-@pytest.mark.parametrize(
-    ("size", "reason"),
-    [((5000, 3), "5000x3: too far from square"), ((10_000, 10_000), "10000x10000: more than 89 million pixels")],
-)
-def test_images_that_would_fill_the_memory_are_unreadable(tmp_path, size, reason):
-    Image.new("1", size).save(tmp_path / "x.png")
-    assert images.read_image(str(tmp_path / "x.png")) == f"{tmp_path}/x.png ({reason})"
-
-
 def test_unreadable_files_say_why(tmp_path):
+    """Among them pixels of an unknown scale, and images that would fill the memory."""
+    for values in ([0, 0.5, 1], [-1, 7, 9], [0, 70000, 5], [0, np.nan, 300]):
+        Image.fromarray(np.array([values], np.float32)).save(tmp_path / "x.tif")
+        assert "(mode F with values from" in images.read_image(str(tmp_path / "x.tif"))
+    for size, reason in (((5000, 3), "5000x3: too far from square"), ((10_000, 10_000), "more than 89 million pixels")):
+        Image.new("1", size).save(tmp_path / "x.png")
+        assert reason in images.read_image(str(tmp_path / "x.png"))
     draw(tmp_path / "whole.jpg", (64, 64))
     for name, content, reason in [
         ("short.jpg", (tmp_path / "whole.jpg").read_bytes()[:-400], "truncated"),
@@ -128,7 +106,6 @@ def test_photos_are_turned_as_their_camera_was_held(tmp_path, ending):
     assert turned.shape == (32, 16, 3) and turned[:15].mean() < 5 and turned[17:].mean() > 195
 
 
-# ---- Augmentation ----------------------------------------------------------------------------------------------------
 def plain_crop_and_flip(image: np.ndarray, top: int, left: int, flip: int, padding: int) -> np.ndarray:
     """torchvision's RandomCrop(size, padding) and flip on one PIL image, at given numbers."""
     height, width = image.shape[:2]
@@ -148,13 +125,7 @@ def plain_cutout(image: torch.Tensor, y: int, x: int, length: int) -> torch.Tens
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    size=st.integers(8, 40),
-    padding=st.integers(0, 6),
-    length=st.integers(0, 50),
-    b=st.integers(1, 7),
-)
+@given(st.integers(0, 10**6), st.integers(8, 40), st.integers(0, 6), st.integers(0, 50), st.integers(1, 7))
 def test_augmenting_a_batch_is_augmenting_each_image(seed, size, padding, length, b):
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (b, size, size, 3), dtype=np.uint8)

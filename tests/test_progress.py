@@ -1,19 +1,11 @@
 """What a run shows while it goes on: bars on a terminal, plain lines elsewhere, next to nothing with --quiet."""
 
-from __future__ import annotations
-
-import fcntl
-import os
-import pty
+import io
 import re
-import struct
 import sys
-import termios
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
+from conftest import run_script
 from tqdm import tqdm
 
 import retrain
@@ -30,36 +22,11 @@ class Eager(tqdm):
         super().__init__(*args, **kwargs, mininterval=0)
 
 
-@contextmanager
-def terminal(columns: int = 80) -> Iterator[list[str]]:
-    """A pseudo terminal in place of standard output and standard error; the list then has what was written to it."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    parts: list[bytes] = []
+class Terminal(io.StringIO):
+    """Something that says of itself that it is a terminal."""
 
-    def read() -> None:
-        try:
-            while part := os.read(master, 4096):
-                parts.append(part)
-        except OSError:  # Linux: the other end is closed
-            pass
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    shown: list[str] = []
-    with pytest.MonkeyPatch.context() as patch, open(slave, "w", buffering=1) as file:
-        patch.setattr(cli, "tqdm", Eager)
-        for name in ("stdout", "stderr"):
-            patch.setattr(sys, name, file)
-        yield shown
-    reader.join()
-    os.close(master)
-    shown += filter(None, re.split(r"[\r\n]+|\x1b\[A", b"".join(parts).decode()))
-
-
-def run(script, pictures, folder, text=""):
-    arguments = [*TINY.split(), *text.split(), "--data", str(pictures), "--save", str(folder)]
-    return script.main(cli.parse(script.get_parser(), arguments))
+    def isatty(self) -> bool:
+        return True
 
 
 def log_without_times(folder) -> list[str]:
@@ -81,8 +48,12 @@ def assert_complete(lines: list[str], steps: int, last: str) -> None:
 
 
 def test_bars_of_a_search_on_a_terminal(pictures, tmp_path):
-    with terminal() as shown:
-        folder = run(search, pictures, tmp_path / "run", "--dss_freq 2")
+    file = Terminal()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "tqdm", Eager)
+        patch.setattr(sys, "stdout", file), patch.setattr(sys, "stderr", file), patch.setenv("COLUMNS", "80")
+        folder = run_script(search, f"{TINY} --dss_freq 2", "--data", pictures, "--save", tmp_path / "run")
+    shown = [part for part in re.split(r"[\r\n]+|\x1b\[A", file.getvalue()) if part]
     for epoch in (0, 1):
         bars = [line for line in shown if line.startswith(f"epoch {epoch} ") and "images/s" in line]
         assert len(bars) >= 6, "every step of six is drawn"
@@ -97,7 +68,7 @@ def test_bars_of_a_search_on_a_terminal(pictures, tmp_path):
 
 
 def test_plain_lines_where_the_output_is_no_terminal(pictures, tmp_path, capfd):
-    folder = run(retrain, pictures, tmp_path / "run")
+    folder = run_script(retrain, TINY, "--data", pictures, "--save", tmp_path / "run")
     out, err = capfd.readouterr()
     assert err == "" and "\r" not in out and "\x1b" not in out
     assert out.splitlines() == log_without_times(folder)

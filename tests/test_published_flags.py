@@ -1,15 +1,14 @@
 """Command lines as users of the published scripts paste them, and values that no flag should have."""
 
-from __future__ import annotations
-
 import argparse
+import itertools
 import shlex
 import shutil
 
 import pytest
+from conftest import ROOT
 
 import evaluate
-import genotypes
 import nasbench201
 import retrain
 import search
@@ -50,21 +49,18 @@ EDGES = ["0", "-1", "99999999999999999999", "1e300", "1e999", "nan", "", "word",
 def test_every_value_of_every_flag_is_taken_or_refused_in_one_line(capsys, script):
     """A number that is taken is finite and of the flag's kind; all else is one line and exit code 2."""
     parser = script.get_parser()
-    named = sum(not action.option_strings for action in parser._actions)  # what must be named before the flags
-    for action in parser._actions:
-        if not action.option_strings or action.nargs == 0 or action.help == argparse.SUPPRESS:
+    named = ["x" for action in parser._actions if not action.option_strings]  # what must be named beside the flags
+    flags = [a for a in parser._actions if a.option_strings and a.nargs != 0 and a.help != argparse.SUPPRESS]
+    for action, value in itertools.product(flags, EDGES):
+        flag = f"{action.option_strings[0]}={value}"
+        try:
+            taken = getattr(cli.parse(parser, [flag, *named]), action.dest)
+        except SystemExit as stop:
+            assert stop.code == 2 and capsys.readouterr().err.count("\n") == 1, flag
             continue
-        for value in EDGES:
-            flag = f"{action.option_strings[0]}={value}"
-            try:
-                taken = getattr(cli.parse(parser, [flag, *["x"] * named]), action.dest)
-            except SystemExit as stop:
-                assert stop.code == 2 and capsys.readouterr().err.count("\n") == 1, flag
-                continue
-            for number in taken if isinstance(taken, list) else [taken]:
-                assert not isinstance(number, float) or abs(number) < float("inf"), flag
-                assert not isinstance(number, int) or abs(number) < 2**63, flag
-        capsys.readouterr()
+        for number in taken if isinstance(taken, list) else [taken]:
+            assert not isinstance(number, float) or abs(number) < float("inf"), flag
+            assert not isinstance(number, int) or abs(number) < 2**63, flag
 
 
 HUGE = 2**32 - 1
@@ -74,12 +70,7 @@ TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 1 --batch_si
 @pytest.mark.parametrize(
     ("script", "flags", "code", "said"),
     [
-        (
-            search,
-            f"--grad_clip 1e30 --seed {HUGE} --dss_max_ops {HUGE} --confidence 9e9 --gumbel --tau_max 9e9",
-            0,
-            "",
-        ),
+        (search, f"--grad_clip 1e30 --seed {HUGE} --dss_max_ops {HUGE} --confidence 9e9 --gumbel --tau_max 9e9", 0, ""),
         (search, f"--cutout --cutout_length {HUGE}", 2, "cutout"),
         (search, f"--report_freq {HUGE} --checkpoint_freq {HUGE} --warmup_epochs {HUGE} --begin {HUGE}", 0, ""),
         (search, "--learning_rate 0 --arch_learning_rate 0 --confidence 0 --grad_clip 0 --momentum 0", 0, ""),
@@ -87,29 +78,19 @@ TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 1 --batch_si
         (search, "--arch_learning_rate 1e30", 1, "loss nan"),
         (search, f"--batch_size {HUGE}", 2, "take a smaller one"),
         (search, f"--init_channels {HUGE}", 1, "out of memory"),
-        (
-            retrain,
-            "--weight_decay 0 --label_smooth 0.999 --drop_path_prob 0.999 --auxiliary_weight 0",
-            0,
-            "",
-        ),
+        (retrain, "--weight_decay 0 --label_smooth 0.999 --drop_path_prob 0.999 --auxiliary_weight 0", 0, ""),
     ],
 )
 def test_a_run_with_extreme_values_makes_sense_or_ends_in_one_line(
-    pictures, tmp_path, capsys, monkeypatch, script, flags, code, said
+    pictures, tmp_path, command, monkeypatch, script, flags, code, said
 ):
     monkeypatch.setattr(TensorBoard, "write", lambda *arguments: None)  # test_tensorboard.py; slow
-    argv = [*TINY.split(), *flags.split(), "--data", str(pictures), "--save", str(tmp_path / "run")]
-    ended = 0
-    try:
-        cli.run_script(script.main, script.get_parser(), argv)
-    except SystemExit as stop:
-        ended = stop.code
-    error = capsys.readouterr().err
-    assert ended == code and said in error and error.count("\n") == (code > 0)
+    words = *TINY.split(), *flags.split(), "--data", pictures, "--save", tmp_path / "run"
+    ended, _, errors = command(script, *words)
+    assert ended == code and said in "".join(errors) and len(errors) == (code > 0)
 
 
-def test_a_run_folder_deleted_during_the_run_is_one_line(pictures, tmp_path, capsys, monkeypatch):
+def test_a_run_folder_deleted_during_the_run_is_one_line(pictures, tmp_path, refused, monkeypatch):
     after_step = runs.Run.after_step
 
     def delete(self, *arguments):
@@ -117,14 +98,8 @@ def test_a_run_folder_deleted_during_the_run_is_one_line(pictures, tmp_path, cap
         after_step(self, *arguments)
 
     monkeypatch.setattr(runs.Run, "after_step", delete)
-    with pytest.raises(SystemExit) as stop:
-        argv = [*TINY.split(), "--report_freq", "1", "--data", str(pictures), "--save", str(tmp_path / "run")]
-        cli.run_script(search.main, search.get_parser(), argv)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "No such file" in error and error.count("\n") == 1
-
-
-# ---- checkpoints of searches, and released files ---------------------------------------------------------------------
+    words = *TINY.split(), "--report_freq", 1, "--data", pictures, "--save", tmp_path / "run"
+    assert "No such file" in refused(search, *words)
 
 
 def test_a_released_file_is_looked_for_by_its_genotype(tmp_path, monkeypatch):
@@ -139,15 +114,9 @@ def test_a_released_file_is_looked_for_by_its_genotype(tmp_path, monkeypatch):
             evaluate.main(parse(evaluate, text))
     with pytest.raises(cli.UserError, match="--model_path is missing"):
         evaluate.main(parse(evaluate, "--arch DARTS_V1"))
-
-
-def test_the_readme_says_where_every_released_file_comes_from():
-    readme = (runs.Path(genotypes.__file__).parent / "README.md").read_text()
-    section = readme.split("## Released weights")[1].split("\n## ")[0]
+    section = (ROOT / "README.md").read_text().split("## Released weights")[1].split("\n## ")[0]
     assert all(f"`{name}`" in section for name in evaluate.RELEASED.values())
 
-
-# ---- architectures of NAS-Bench-201's space --------------------------------------------------------------------------
 
 CELL = "|skip_connect~0|+|none~0|skip_connect~1|+|none~0|none~1|skip_connect~2|"  # without any parameter
 

@@ -1,7 +1,5 @@
 """report.html of made-up runs of all kinds, made by the command."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -82,10 +80,7 @@ def test_the_page_is_whole_and_fetches_nothing(made, kind):
 
 @pytest.mark.parametrize(
     ("kind", "names"),
-    [
-        ("ddsas", ["progress", "saliency_normal", "saliency_reduce", "subspace"]),
-        ("retrain", ["curves"]),
-    ],
+    [("ddsas", ["progress", "saliency_normal", "saliency_reduce", "subspace"]), ("retrain", ["curves"])],
 )
 def test_the_page_shows_all_figures(made, kind, names):
     dot = bool(shutil.which("dot"))

@@ -1,7 +1,5 @@
 """Whole files, checkpoints from anywhere, run folders, signals: what must hold when things go wrong."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import io
@@ -30,6 +28,7 @@ import retrain
 import search
 import train_cifar
 import train_imagenet
+import train_search
 import utils
 from lib import checkpoints, cli, distributed, run_folder, runs
 from lib.cli import UserError
@@ -69,8 +68,6 @@ def wait_for(path: Path) -> None:
 
 
 # ---- checkpoints of our own -----------------------------------------------------------------------------------------
-
-
 def content() -> dict:
     """A small checkpoint with everything that ours hold."""
     utils.set_seed(0)
@@ -109,18 +106,6 @@ def test_checkpoint_comes_back_exactly(tmp_path, zipped):
     assert same(state, STATE)
     assert all(torch.equal(loaded[key], shared[key]) for key in shared)
     assert loaded["a"].data_ptr() == loaded["b"].data_ptr()
-
-
-def test_previous_checkpoint_serves_when_the_last_is_damaged_or_missing(tmp_path, capsys):
-    path = tmp_path / "checkpoint.pt"
-    for epoch in range(3):
-        checkpoints.save_checkpoint(path, {"epoch": epoch})
-    assert checkpoints.load_checkpoint(path) == {"epoch": 2} and not capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.prev.pt", "checkpoint.pt"]
-    path.write_bytes(path.read_bytes()[:-30])
-    assert checkpoints.load_checkpoint(path) == {"epoch": 1} and "warning" in capsys.readouterr().err
-    path.unlink()
-    assert checkpoints.load_checkpoint(path) == {"epoch": 1}
 
 
 def test_killed_while_writing_leaves_a_good_checkpoint(tmp_path):
@@ -166,8 +151,6 @@ def test_write_that_fails_anywhere_leaves_the_last_checkpoint(tmp_path, monkeypa
 
 
 # ---- damaged and hostile files --------------------------------------------------------------------------------------
-
-
 class Calls:
     """Asks to call a function when it is read."""
 
@@ -180,25 +163,25 @@ class Calls:
 
 EVIL = {"a": Calls(os.mkdir, "i_was_executed")}
 HOSTILE_FILES = {
-    "code": (lambda: saved(EVIL), "damaged, cut off, or not a checkpoint"),
-    "code_legacy": (lambda: saved(EVIL, zipped=False), "damaged, cut off, or not a checkpoint"),
-    "code_pickle5": (lambda: pickle.dumps(EVIL, protocol=5), "damaged, cut off, or not a checkpoint"),
-    "whole_module": (lambda: saved(torch.nn.Linear(2, 2)), "damaged, cut off, or not a checkpoint"),
-    "storage": (lambda: saved({"a": Calls(torch.UntypedStorage, 10**12)}), "damaged, cut off, or not a checkpoint"),
-    "tensor_alone": (lambda: saved(torch.ones(2)), "holds a Tensor, expected a dict"),
-    "empty": (lambda: b"", "damaged, cut off, or not a checkpoint"),
-    "zip": (lambda: b"PK\x05\x06" + bytes(18), "damaged, cut off, or not a checkpoint"),
+    "code": lambda: saved(EVIL),
+    "code_legacy": lambda: saved(EVIL, zipped=False),
+    "code_pickle5": lambda: pickle.dumps(EVIL, protocol=5),
+    "whole_module": lambda: saved(torch.nn.Linear(2, 2)),
+    "storage": lambda: saved({"a": Calls(torch.UntypedStorage, 10**12)}),
+    "tensor_alone": lambda: saved(torch.ones(2)),
+    "empty": lambda: b"",
+    "zip": lambda: b"PK\x05\x06" + bytes(18),
 }
 
 
 def test_hostile_files_are_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for name, (make, expected) in HOSTILE_FILES.items():
+    for name, make in HOSTILE_FILES.items():
         Path(name).write_bytes(make())
-        with pytest.raises(UserError) as refused:
+        with pytest.raises(UserError, match=f"{name}.*(not a checkpoint|holds a Tensor)") as refused:
             checkpoints.read_weights(name)
-        assert expected in str(refused.value) and str(refused.value).isprintable() and name in str(refused.value)
+        assert str(refused.value).isprintable()
     for path in (tmp_path, tmp_path / "missing.pt"):
         with pytest.raises(UserError, match="cannot be read"):
             checkpoints.read_weights(path)
@@ -258,8 +241,6 @@ def test_damaged_legacy_file_is_refused_in_one_line_or_is_a_dict(tmp_path, count
 
 
 # ---- damaged and hostile checkpoints in evaluate.py -----------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def best() -> dict:
     """What best.pt of a retraining holds, with random weights."""
@@ -307,7 +288,7 @@ def claims(name: str, *shape: int) -> Callable[[dict], None]:
 
 
 def many_cells(checkpoint: dict) -> None:
-    checkpoint["state_dict"] |= {f"cells.{n}.preprocess0.op.1.weight": torch.empty(0) for n in range(10_000)}
+    checkpoint["state_dict"] |= {f"cells.{n}.preprocess0.op.1.weight": torch.empty(0) for n in range(2_000)}
 
 
 HOSTILE_CHECKPOINTS = {
@@ -342,21 +323,6 @@ def test_hostile_checkpoints_are_refused_before_memory_is_taken(best, evaluated,
 
 
 # ---- run folders ----------------------------------------------------------------------------------------------------
-
-
-class Counter:
-    """What a training keeps, in place of a network."""
-
-    def __init__(self) -> None:
-        self.value = torch.zeros(1)
-
-    def state_dict(self) -> dict:
-        return {"value": self.value.clone()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.value.copy_(state["value"])
-
-
 class Loader:
     """Four batches an epoch."""
 
@@ -373,7 +339,8 @@ def train(*argv: object, stop_at: int | None = None, facts: dict | None = None, 
     """A training that counts its steps; it breaks off after ``stop_at`` of them."""
     utils.set_seed(0)
     run = Run(parse(*argv), script, "counted", **options)
-    counter, meter = Counter(), Average("cpu")
+    counter, meter = torch.nn.Module(), Average("cpu")
+    counter.register_buffer("value", torch.zeros(1))
     run.keep({"counter": counter, "meter": meter}, facts)
     for epoch in range(run.epoch, run.args.epochs):
         for _ in run.steps(Loader()):
@@ -411,16 +378,13 @@ def test_run_folder_tells_everything(tmp_path, capsys):
     assert state["mean"] == [0.5] and (state["epoch"], state["step"]) == (1, 0)
 
 
-def test_a_run_is_never_overwritten(tmp_path):
+def test_a_run_is_never_overwritten(tmp_path, monkeypatch):
     train("--epochs", 3, "--save", tmp_path / "run", stop_at=1)
     train("--save", tmp_path / "run", stop_at=5)  # the first one did nothing yet, a typing error perhaps
     assert json.loads((tmp_path / "run/args.json").read_text())["args"]["epochs"] == 4
     with pytest.raises(UserError, match="--resume .* --save"):
         train("--save", tmp_path / "run")
-
-
-def test_runs_without_a_name_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # runs without a name that begin in the same second
     monkeypatch.setattr(cli.time, "strftime", lambda *_: "NOW")
     names = [train("--note", "try", stop_at=1).folder.name for _ in range(3)]
     assert names == ["counted-try-NOW", "counted-try-NOW-2", "counted-try-NOW-3"]
@@ -487,27 +451,19 @@ def test_the_number_of_processes_may_change_between_epochs_where_batches_stay(tm
 
 
 def test_auto_is_the_newest_run_of_this_experiment(tmp_path):
-    for age, (name, script, argv) in enumerate(
-        [
-            ("new", "search.py", ["--add_layers", 3]),
-            ("old", "search.py", ["--add_layers", 3]),
-            ("other_layers", "search.py", []),
-            ("other_script", "retrain.py", ["--add_layers", 3]),
-            ("no_checkpoint", "search.py", ["--add_layers", 3]),
-        ]
-    ):
-        stop_at = 1 if name == "no_checkpoint" else 5
-        folder = train(*argv, "--save", tmp_path / name, stop_at=stop_at, script=script).folder
-        if name != "no_checkpoint":
-            os.utime(folder / "checkpoint.pt", (1e9 - age * (1 if name in ("new", "old") else -1),) * 2)
+    for name, layers, script in (
+        ("1_old", 3, "search.py"), ("2_new", 3, "search.py"), ("3_other", 4, "search.py"), ("4_other", 3, "retrain.py")
+    ):  # fmt: skip
+        folder = train("--add_layers", layers, "--save", tmp_path / name, stop_at=5, script=script).folder
+        os.utime(folder / "checkpoint.pt", (int(name[0]),) * 2)
+    train("--add_layers", 3, "--save", tmp_path / "without_checkpoint", stop_at=1)
 
     def find(layers: int) -> Run:
         args = parse("--add_layers", layers, "--save", tmp_path / "x", "--resume")
         args.given -= {"save"}
         return Run(args, "search.py", "x")
 
-    found = find(3)
-    assert found.folder == tmp_path / "new"
+    assert find(3).folder == tmp_path / "2_new"
     with pytest.raises(UserError, match="--resume auto: .* has no run of search.py with these arguments"):
         find(31)
 
@@ -538,39 +494,21 @@ def test_a_checkpoint_with_a_number_that_is_not_finite_is_not_written(tmp_path):
 
 
 # ---- commands and signals -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "script, args, command",
-    [
-        ("search.py", "--dataset cifar10", "retrain.py --dataset cifar10 --cutout --auxiliary --arch 'logs/a run'"),
-        (
-            "search.py",
-            "--dataset folder --data 'my images' --image_size 32 --batch_size 9",
-            "retrain.py --dataset folder --data 'my images' --image_size 32 --cutout --auxiliary --arch 'logs/a run'",
-        ),
-        (
-            "train_search.py",
-            "--dataset fashion_mini --tmp_data_dir elsewhere",
-            "train_cifar.py --dataset fashion_mini --data elsewhere --cutout --auxiliary --arch 'logs/a run'",
-        ),
-        ("train_search.py", "--dataset imagenet", "train_imagenet.py --auxiliary --arch 'logs/a run'"),
-    ],
-)
-def test_retrain_command_says_what_was_searched(script, args, command):
-    import train_search
-
-    given = {"search.py": search, "train_search.py": train_search}[script].get_parser().parse_args(shlex.split(args))
-    assert run_folder.retrain_command(script, vars(given), "logs/a run") == f"python {command}"
-    retraining = {"retrain.py": retrain, "train_cifar.py": train_cifar, "train_imagenet.py": train_imagenet}
-    _, name, *flags = shlex.split(run_folder.retrain_command(script, vars(given), Path("logs/a run")))
-    parsed = retraining[name].get_parser().parse_args(flags)
-    assert (parsed.dataset, parsed.arch, parsed.auxiliary) == (given.dataset, "logs/a run", True)
-    if given.dataset != "imagenet":
-        assert (parsed.data, parsed.image_size, parsed.cutout) == (given.data, given.image_size, True)
-
-
-def test_retrain_command_for_imagenet_has_the_published_settings():
+def test_retrain_command_says_what_was_searched_and_for_imagenet_the_published_settings():
+    for script, words, retraining in (
+        (search, "--dataset cifar10", retrain),
+        (search, "--dataset folder --data 'my images' --image_size 32 --batch_size 9", retrain),
+        (train_search, "--dataset fashion_mini --tmp_data_dir elsewhere", train_cifar),
+        (train_search, "--dataset imagenet", train_imagenet),
+    ):
+        given = script.get_parser().parse_args(shlex.split(words))
+        command = run_folder.retrain_command(f"{script.__name__}.py", vars(given), "logs/a run")
+        program, name, *flags = shlex.split(command)
+        assert (program, name) == ("python", f"{retraining.__name__}.py")
+        parsed = retraining.get_parser().parse_args(flags)
+        assert (parsed.dataset, parsed.arch, parsed.auxiliary) == (given.dataset, "logs/a run", True)
+        if given.dataset != "imagenet":
+            assert (parsed.data, parsed.image_size, parsed.cutout) == (given.data, given.image_size, True)
     args = {"dataset": "imagenet", "data": ".data/imagenet_split", "image_size": None}
     _, _, *flags = shlex.split(run_folder.retrain_command("search.py", args, "logs/run"))
     parser, script = retrain.get_parser(), (Path(retrain.__file__).parent / "shell/retrain_imagenet.sh").read_text()

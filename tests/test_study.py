@@ -32,9 +32,6 @@ def work(tmp_path) -> Workplace:
     return Workplace(tmp_path)
 
 
-# ---- the commands ---------------------------------------------------------------------------------------------------
-
-
 def listed(work: Workplace, *arguments: object, **more: str) -> dict[str, list[list[str]]]:
     """What --list prints: the words after run_once.sh of the one or two trainings of each cell, by its name."""
     result = work.run("study.sh", *arguments, "--list", **more)
@@ -72,10 +69,7 @@ def test_list_prints_a_search_and_its_retraining_for_each_cell(work):
     assert len(protocols) == 1, "one protocol for all"
 
 
-# ---- running them ---------------------------------------------------------------------------------------------------
-
-
-def test_a_retraining_waits_for_its_search(work):
+def test_a_retraining_waits_for_its_search_and_finds_the_genotype_of_pdarts(work):
     line = [work.folder / "a b/search", "search.py", "--seed", 1, "--then", work.folder / "a b/retrain", "retrain.py"]
     work.do.write_text("fail")
     assert work.run("lib/run_once.sh", *line).returncode == 3
@@ -83,9 +77,6 @@ def test_a_retraining_waits_for_its_search(work):
     work.do.write_text("")
     assert work.run("lib/run_once.sh", *line).returncode == 0
     assert [call[0] for call in work.called()[1:]] == ["search.py", "retrain.py"]
-
-
-def test_the_genotype_of_pdarts_is_copied_to_where_the_retraining_looks(work):
     made = work.folder / "search/search-x-2026"
     made.mkdir(parents=True)
     (made / "checkpoint.pt").touch()
@@ -96,48 +87,37 @@ def test_the_genotype_of_pdarts_is_copied_to_where_the_retraining_looks(work):
 
 def test_a_small_study_to_its_end(work, pictures):
     work.environment["PYTHON"] = sys.executable
-    small = (
-        "--seeds 1 --jobs 2 --search_epochs 3 --epochs 1 --dataset folder --image_size 16 --batch_size 12 --workers 0"
-    )
-    arguments = [*small.split(), "--data", pictures, "--out", work.folder / "out"]
-    flags = {"SEARCH": "--init_channels 1 --layers 1", "RETRAIN": "--init_channels 2 --layers 3 --train_portion 0.25"}
+    small = "--seeds 1 --jobs 2 --search_epochs 3 --epochs 1 --dataset folder --image_size 16 --batch_size 12"
+    arguments = [*small.split(), "--workers", 0, "--data", pictures, "--out", work.folder / "out"]
+    flags = {
+        "SEARCH": "--init_channels 1 --layers 1 --epochs 1",
+        "RETRAIN": "--init_channels 2 --layers 3 --train_portion 0.25",
+    }
     result = work.run("study.sh", *arguments, METHODS="gdas", **flags)
     assert result.returncode == 0, result.stderr
     assert rows_of(result.stdout)["gdas"][0] == "1"
     assert {path.name for path in (work.folder / "out").iterdir()} >= {"study.png", "study.svg", "data"}
 
 
-# ---- what the scripts need for it -----------------------------------------------------------------------------------
-
-
 def test_a_portion_of_the_training_images_is_the_same_for_every_seed(pictures):
-    options = {"batch_size": 12, "image_size": 16, "workers": 0}
-    loaders = [data.train_data("folder", pictures, seed=seed, **options)[0] for seed in (0, 0, 1)]
-    parts = [retrain.part_of(train, 0.25) for train in loaders]
+    parts = []
+    for seed in (0, 0, 1):
+        train, *_ = data.train_data("folder", pictures, seed=seed, batch_size=12, image_size=16, workers=0)
+        parts.append(retrain.part_of(train, 0.25))
     assert [part.num_images for part in parts] == [18] * 3 and len(parts[0]) == 2
-    images = [part.images.images for part in parts]
-    assert torch.equal(images[0], images[2])
+    assert torch.equal(parts[0].images.images, parts[2].images.images)
     order = [next(part.epoch(0))[1] for part in parts]
     assert torch.equal(order[0], order[1]) and not torch.equal(order[0], order[2])
 
 
-# ---- statistics -----------------------------------------------------------------------------------------------------
-
-
-def test_permutation_test_counts_splits():
+def test_permutation_test_counts_splits_and_holm_corrects():
     low, high = [1.0, 2.0, 3.0], [11.0, 12.0, 13.0, 14.0]
     assert compare("", low, high).p == 1 / 35, "no other split of 7 is as extreme on either side"
     assert compare("", low, [value + 10 for value in low]).p == 2 / 20, "with equal sizes the mirrored split is"
     assert compare("", [88.3, 88.1, 88.2], [88.2, 88.3, 88.1]).p == 1, "decimals that tie"
     assert compare("", [1.0, 2.0, 4.0]).p == 2 / 8 and compare("", [-1.0, 1.0]).p == 1, "signs of differences"
-
-
-def test_holm():
     np.testing.assert_allclose(common.holm([0.04, 0.01, 0.03, 0.9]), [0.09, 0.04, 0.09, 0.9])
     assert common.holm([0.6, 0.7]) == [1.0, 1.0] and common.holm([]) == []
-
-
-# ---- table and figure -----------------------------------------------------------------------------------------------
 
 
 def made_up_study(folder: Path, means: dict[str, float], count: int = 4) -> Path:
@@ -162,7 +142,7 @@ def made_up_cell(folder: Path, method: str, seed: int, accuracy: float, **other:
 
 
 def draw(*arguments: object) -> None:
-    study.main(study.get_parser().parse_args([str(argument) for argument in arguments]))
+    study.main(study.get_parser().parse_args(list(map(str, arguments))))
 
 
 def test_a_known_difference_is_found_and_none_where_there_is_none(tmp_path, capsys):
@@ -207,9 +187,8 @@ def test_the_pilot_tells_which_protocol_tells_cells_apart(tmp_path, capsys):
 
 
 def test_truth_correlates_ranks_and_holds_methods_against_random_search():
-    trained = [truth.Trained(f"{k:06}", 90.0 - k, 2.0, part=k) for k in range(20)] + [
-        truth.Trained("333333", 89.5, 2.0)
-    ]
+    trained = [truth.Trained(f"{k:06}", 90.0 - k, 2.0, part=k) for k in range(20)]
+    trained.append(truth.Trained("333333", 89.5, 2.0))
     searches = [figure1.Search("ddsas", seed, 8.0, ["333333"]) for seed in range(2)]
     text = truth.report(trained, common.group(searches, "method"))
     assert "20 drawn cells, 1 found" in text and ": 1.00, 95 % interval 1.00 to 1.00" in text

@@ -1,6 +1,7 @@
 """The supernet and its architecture parameters against the published ones, and against fast.py."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ import torch.nn.functional as F
 from golden_arrays import active_lists, assert_close, golden, load_weights
 
 import fast
-import model_search
 from genotypes import CELL_TYPES, PRIMITIVES
 from model_search import Architecture, DynamicSpace, MixedOp, Network, masked_softmax
 from operations import OPS
@@ -17,12 +17,7 @@ from operations import OPS
 
 @pytest.mark.parametrize("forward", [Network.forward, fast.supernet_forward])
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("simple_norm", {}),
-        ("simple_raw", {"norm": False}),
-        ("all_norm", {"saliency_type": "all"}),
-    ],
+    ("name", "options"), [("simple_norm", {}), ("simple_raw", {"norm": False}), ("all_norm", {"saliency_type": "all"})]
 )
 def test_logits_and_gradients_are_those_of_the_published_supernet(name, options, forward):
     arrays = golden(f"supernet_{name}.npz")
@@ -43,24 +38,16 @@ def test_logits_and_gradients_are_those_of_the_published_supernet(name, options,
         assert_close(network.get_parameter(parameter_name).grad, arrays[f"grad/w/{parameter_name}"])
 
 
-def random_weights(generator):
-    return {kind: torch.rand(14, 8, generator=generator) for kind in CELL_TYPES}
-
-
 def test_operations_that_are_not_active_are_not_computed():
-    generator = torch.Generator().manual_seed(0)
-    network, weights = Network(4, 10, 3, PRIMITIVES), random_weights(generator)
+    network, weights = Network(4, 10, 3, PRIMITIVES), {kind: torch.rand(14, 8) for kind in CELL_TYPES}
     active = {kind: [[0, 4] if edge % 2 else [1, 7] for edge in range(14)] for kind in CELL_TYPES}
-    network(torch.rand(2, 3, 8, 8, generator=generator), weights, active)
-    counters = {  # every operation here has a BatchNorm that counts its calls
-        name.split(".num")[0].rsplit("._ops.", 1)[0] + "._ops." + name.split("._ops.")[2].split(".")[0]
+    network(torch.rand(2, 3, 8, 8), weights, active)
+    computed = {  # every operation here has a BatchNorm that counts its calls
+        tuple(map(int, re.match(r"cells.(\d)._ops.(\d+)._ops.(\d)", name).groups()))
         for name, count in network.named_buffers()
         if name.endswith("num_batches_tracked") and name.count("._ops.") == 2 and count > 0
     }
-    expected = {
-        f"cells.{c}._ops.{e}._ops.{k}" for c in range(3) for e in range(14) for k in active["normal"][e] if k != 0
-    }
-    assert counters == expected
+    assert computed == {(c, e, k) for c in range(3) for e in range(14) for k in active["normal"][e] if k != 0}
 
 
 def test_none_contributes_nothing_even_alone():
@@ -97,16 +84,15 @@ def test_cells_computed_twice_are_the_same_and_move_their_statistics_once():
         assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("C", [2, 4, 6, 8])
+@pytest.mark.parametrize("C", [2, 8])
 def test_few_channels_are_halved_as_published(C):
     """Strided 1x1 convolutions of few channels in channels_last order, where oneDNN's gradients are not to be had."""
     torch.manual_seed(0)
     op = OPS["skip_connect"](C, 2, False)
     reference, x = copy.deepcopy(op).double(), torch.randn(3, C, 8, 8)
     ours, theirs = x.contiguous(memory_format=torch.channels_last).requires_grad_(), x.double().requires_grad_()
-    strided = [
-        F.conv2d(F.relu(theirs)[:, :, i:, i:], getattr(reference, f"conv_{1 + i}").weight, stride=2) for i in (0, 1)
-    ]
+    weights = reference.conv_1.weight, reference.conv_2.weight
+    strided = [F.conv2d(F.relu(theirs)[:, :, i:, i:], weight, stride=2) for i, weight in enumerate(weights)]
     y, expected = op(ours), reference.bn(torch.cat(strided, dim=1))
     y.square().sum().backward(), expected.square().sum().backward()
     torch.testing.assert_close(y.double(), expected, atol=1e-5, rtol=1e-4)
@@ -116,9 +102,6 @@ def test_few_channels_are_halved_as_published(C):
 
 
 def test_skip_dropout_acts_on_identities_in_training_only():
-    network = Network(4, 10, 3, PRIMITIVES)
-    network.skip_dropout = 0.5
-    assert network.skip_dropout == 0.5
     skip = OPS["skip_connect"](4, 1, False)
     skip.dropout = 0.5
     x = torch.ones(1, 4, 50, 50)
@@ -147,21 +130,13 @@ def test_softmax_of_nothing_is_nothing():
     assert x.grad.isfinite().all()
 
 
-def test_the_mask_is_copied_to_the_device_only_when_the_subspace_moves(monkeypatch):
-    copies = []  # of masks, not of the Gumbel softmax' numbers
-    copied = lambda tensor, device: tensor if tensor.is_floating_point() else copies.append(device) or tensor  # noqa: E731
-    monkeypatch.setattr(model_search, "to_device", copied)
+def test_weights_are_of_what_is_active_though_masks_are_kept_on_the_device():
     architecture, space, rng = Architecture(14, 8), DynamicSpace(PRIMITIVES), np.random.default_rng(0)
-    for moves in (1, 2):
+    for _ in range(3):
         space.sample_random(rng)
-        for _ in range(3):
-            active = space.active_ops()
-            w = architecture.weights(active, tau=1.0)
-            for kind, lists in active.items():
-                assert [row.nonzero().flatten().tolist() for row in w[kind]] == lists
-        assert len(copies) == 2 * moves
-    assert (architecture.weights(None)["normal"] > 0).all() and len(copies) == 2 * moves + 2
-    active = space.active_ops()
-    architecture.weights(active)
+        active = space.active_ops()
+        for kind, weights in architecture.weights(active, tau=1.0).items():
+            assert [row.nonzero().flatten().tolist() for row in weights] == active[kind]
     active["normal"][0][:] = [7]  # the caller's own lists
     assert architecture.weights(active)["normal"][0].nonzero().tolist() == [[7]]
+    assert (architecture.weights(None)["normal"] > 0).all()

@@ -1,7 +1,5 @@
 """Tables of accuracies, of one's own and the package's, the command that looks cells up, and tables in Markdown."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import itertools
@@ -66,9 +64,6 @@ def test_a_damaged_table_is_refused_by_line(tmp_path, content, reason):
         load_table("/dev/zero")
 
 
-# --- the package's ----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A folder on the path with a package analognasbench whose code must not be run; its data.anb is for the test."""
@@ -123,9 +118,8 @@ def test_the_package_s_table_is_read_without_its_code(package, tmp_path, monkeyp
     assert not (tmp_path / "trace").exists()
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("analognasbench"), reason="pip install --no-deps analog-nasbench")
 def test_the_published_facts_of_the_package_s_table():
-    if importlib.util.find_spec("analognasbench") is None:
-        pytest.skip("needs pip install --no-deps analog-nasbench")
     table = load_table()
     expected = {"nor_conv_3x3": 93.24, "skip_connect": 60.78, "avg_pool_3x3": 50.29, "none": 10.0}
     assert {op: round(table.accuracy(Genotype201((op,) * 6))["cifar10"], 2) for op in expected} == expected
@@ -133,25 +127,19 @@ def test_the_published_facts_of_the_package_s_table():
     assert round(max(values), 2) == 94.07 and round(sum(values) / len(values), 2) == 86.77 and values.count(10) == 341
 
 
-# --- the command, and Markdown ----------------------------------------------------------------------------------------
-
-
-def test_the_command_judges_cells_and_runs(command, tmp_path, monkeypatch):
+def test_the_command_judges_cells_and_runs(command, refused, tmp_path, monkeypatch):
     table, run = tmp_path / "table.csv", tmp_path / "run"
     table.write_text(f"architecture,cifar10,imagenet16\n{TEXT},91.5,40\n{SKIPS},60.5,41\n")
     run.mkdir()
     (run / "genotype.txt").write_text(f"{SKIPS}\n")
     arguments = [TEXT, run, NONE, "--table", table]
     code, out, _ = command(nasbench201, *arguments)
-    lines = out.splitlines()
+    first, second, third = out.splitlines()
     found = "cifar10: 91.50 % (rank 1 of 2, better than 50.00 %), imagenet16: 40.00 % (rank 2 of 2, better than 0.00 %)"
-    assert code == 0 and lines[0] == f"{TEXT}: {found}"
-    assert (
-        lines[1].startswith(f"{run}: {SKIPS}: cifar10: 60.50 %") and "not known: " in lines[2] and "2 of 15" in lines[2]
-    )
+    assert code == 0 and first == f"{TEXT}: {found}" and second.startswith(f"{run}: {SKIPS}: cifar10: 60.50 %")
+    assert "not known: " in third and "2 of 15" in third
     record = json.loads(command(nasbench201, *arguments, "--json")[1].splitlines()[1])
     assert record["run"] == str(run) and list(record["imagenet16"].values()) == [41, 1, 2, 50]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert command(nasbench201, TEXT)[1] == f"{TEXT}: not known: {tables.NO_TABLE}\n" and load_table() is None
-    code, out, errors = command(nasbench201, "|none~0|")
-    assert code == 2 and not out and len(errors) == 1
+    assert refused(nasbench201, "|none~0|")

@@ -1,14 +1,12 @@
 """The TensorBoard events of a tiny search, of one that was killed and resumed, of P-DARTS, and of a retraining."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import shutil
 
 import numpy as np
 import pytest
-from conftest import history
+from conftest import history, run_script
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -20,14 +18,13 @@ import retrain
 import search
 import train_search
 import visualize
-from lib import cli, runs
+from lib import runs
 
 TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 1 --batch_size 12 --epochs 2 --quiet"
 
 
 def run(script, pictures, folder, text=""):
-    arguments = [*TINY.split(), *text.split(), "--data", str(pictures), "--save", str(folder)]
-    return script.main(cli.parse(script.get_parser(), arguments))
+    return run_script(script, f"{TINY} {text}", "--data", pictures, "--save", folder)
 
 
 def events(folder) -> EventAccumulator:
@@ -43,9 +40,8 @@ def scalars(events, tag) -> dict[int, float]:
 
 def hyperparameters(events) -> tuple[dict, list[str]]:
     """({argument: value}, tags of the metrics) of the table of runs; the run is marked as finished."""
-    parts = {
-        tag: HParamsPluginData.FromString(content) for tag, content in events.PluginTagToContent("hparams").items()
-    }
+    found = events.PluginTagToContent("hparams").items()
+    parts = {tag: HParamsPluginData.FromString(content) for tag, content in found}
     assert parts["_hparams_/session_end_info"].session_end_info.status
     start = parts["_hparams_/session_start_info"].session_start_info
     values = {name: getattr(v, v.WhichOneof("kind")) for name, v in start.hparams.items()}
@@ -62,15 +58,9 @@ def small_picture(line: dict) -> dict:
     return {"cells": Figure(figsize=(1, 1))}
 
 
-SEARCH_CURVES = {
-    "train_loss": "loss/train",
-    "arch_loss": "loss/architecture",
-    "valid_loss": "loss/valid",
-    "train_acc": "accuracy/train",
-    "valid_acc": "accuracy/valid",
-    "lr": "learning_rate/weights",
-}
 WHAT = {"loss": "loss", "acc": "accuracy"}
+SEARCH_CURVES = {f"{part}_{name}": f"{tag}/{part}" for part in ("train", "valid") for name, tag in WHAT.items()}
+SEARCH_CURVES |= {"arch_loss": "loss/architecture", "lr": "learning_rate/weights"}
 
 
 def test_curves_and_pictures_of_a_search(pictures, tmp_path):
@@ -91,10 +81,9 @@ def test_curves_and_pictures_of_a_search(pictures, tmp_path):
         assert mean[line["epoch"]] == pytest.approx(np.mean(changed))
     tags = {"saliency", "visits"} | ({"cells"} if shutil.which("dot") else set())
     assert set(found.Tags()["images"]) == tags
-    for tag in tags:
-        images = found.Images(tag)
-        assert [image.step for image in images] == [0, 1] and images[0].width > 300 and images[0].height > 200
-        assert images[0].encoded_image_string != images[1].encoded_image_string
+    for first, second in map(found.Images, tags):
+        assert (first.step, second.step) == (0, 1) and first.width > 300 and first.height > 200
+        assert first.encoded_image_string != second.encoded_image_string
     values, metrics = hyperparameters(found)
     expected = {"space_config": "static", "dss_freq": 2, "batch_size": 6, "gumbel": True, "seed": 0}
     assert expected.items() <= values.items() and not {"save", "given", "resume", "quiet", "device"} & values.keys()
@@ -120,7 +109,7 @@ def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path
     for _ in range(2):
         with pytest.raises(ArithmeticError):
             run(search, pictures, tmp_path / "run")
-    search.main(cli.parse(search.get_parser(), ["--resume", str(tmp_path / "run")]))
+    run_script(search, "--resume", tmp_path / "run")
     assert calls == [1, 1, 2, 2]
     assert len(list((tmp_path / "run").glob("events*"))) == 5  # two of them of hyperparameters
     found = events(tmp_path / "run")

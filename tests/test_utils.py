@@ -1,7 +1,5 @@
 """Command line, errors, devices, processes, meters."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 
@@ -27,9 +25,6 @@ def get_parser() -> cli.Parser:
 
 def parse(*argv: object) -> argparse.Namespace:
     return cli.parse(get_parser(), [str(a) for a in argv])
-
-
-# ---- command line ---------------------------------------------------------------------------------------------------
 
 
 def test_given_arguments_are_those_of_the_command_line():
@@ -77,9 +72,6 @@ def test_errors_are_one_line_and_a_code(capsys, error, code, text):
         cli.run_script(lambda args: 1 / 0, get_parser(), [])
 
 
-# --- meters -----------------------------------------------------------------------------------------------------------
-
-
 def test_average_is_over_images_not_batches():
     average = utils.Average("cpu")
     assert average.read().count == 0
@@ -90,21 +82,3 @@ def test_average_is_over_images_not_batches():
     few = utils.Average("cpu")
     few.add(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 0]))
     assert few.read().top5 is None and few.read().top1 == pytest.approx(200 / 3)
-
-
-@pytest.mark.parametrize("tf32", [False, True])
-def test_a_gpu_computes_as_the_flag_says(tf32, monkeypatch):
-    for name, answer in (("device_count", 1), ("set_device", None)):
-        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(torch, "empty", lambda *_, device: None)  # which shows that the device can be used
-    settings = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32")]
-    settings += [(torch.backends.cuda.matmul, "allow_tf32")]
-    before = [getattr(*setting) for setting in settings]
-    try:
-        args = argparse.Namespace(device="cuda", gpu=None, amp=True, tf32=tf32)
-        assert utils.choose_device(args) == torch.device("cuda:0")
-        utils.allow_tf32(args.tf32)
-        assert [getattr(*setting) for setting in settings] == [True, tf32, tf32]
-    finally:
-        for setting, value in zip(settings, before, strict=True):
-            setattr(*setting, value)

@@ -1,11 +1,10 @@
 """Cells, what a run folder tells, its figures, comparisons, and what happens where nothing can be written."""
 
-from __future__ import annotations
-
 import math
 import re
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,27 +31,8 @@ def made(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def draw(command):
-    """draw(*words) -> what a command prints that succeeds."""
-
-    def draw(*words: object) -> str:
-        code, out, errors = command(visualize, *words)
-        assert (code, errors) == (0, [])
-        return out
-
-    return draw
-
-
-@pytest.fixture
-def fail(command):
-    """fail(*words) -> the one line in which a command ends."""
-
-    def fail(*words: object) -> str:
-        code, _, (line,) = command(visualize, *words)
-        assert code == 2
-        return line
-
-    return fail
+def fail(refused):
+    return partial(refused, visualize)
 
 
 def test_an_operation_of_the_readers_own_is_in_all_pictures_under_its_name(tmp_path, monkeypatch):
@@ -83,11 +63,13 @@ def test_the_graph_has_each_operation_between_its_source_and_its_node():
 
 
 @needs_dot
-def test_the_command_draws_a_name_a_file_a_run_and_a_literal(tmp_path, monkeypatch, made, draw):
+def test_the_command_draws_a_name_a_file_a_run_and_a_literal(tmp_path, monkeypatch, made, command):
     monkeypatch.chdir(tmp_path)
-    printed = draw(made["nasbench201"] / "genotype.txt", "--out", "file") + draw(made["ddsas"])
-    draw(genotypes.PDARTS, "--out", "new/<P & DARTS>")
-    assert {"file.png", str(made["ddsas"] / "figures/cells.svg")} <= {*printed.splitlines()}
+    file = made["nasbench201"] / "genotype.txt"
+    done = [command(visualize, *words) for words in ([file, "--out", "file"], [made["ddsas"]])]
+    done.append(command(visualize, genotypes.PDARTS, "--out", "new/<P & DARTS>"))
+    assert all((code, errors) == (0, []) for code, _, errors in done)
+    assert {"file.png", str(made["ddsas"] / "figures/cells.svg")} <= {*(done[0][1] + done[1][1]).splitlines()}
     svg = (tmp_path / "new/<P & DARTS>.svg").read_text()
     for text in ("Normal cell", "Reduction cell", *(figures.style_of(op).label for op, _ in genotypes.PDARTS.normal)):
         assert text in svg
@@ -96,20 +78,15 @@ def test_the_command_draws_a_name_a_file_a_run_and_a_literal(tmp_path, monkeypat
     assert Image.open("new/<P & DARTS>.png").width > 2 * width
 
 
-def test_what_is_neither_run_nor_genotype_is_a_line_on_stderr(fail):
-    for arguments in (["NOPE"], ["NOPE", "--all"], ["PDARTS", "NOPE"]):
-        assert "NOPE" in fail(*arguments)
-
-
 def test_without_dot_the_source_is_written_and_a_line_says_what_to_install(tmp_path, monkeypatch, fail):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert visualize.cell_image(genotypes.PDARTS) is None
-    assert "apt install graphviz" in fail("PDARTS", "--out", str(tmp_path / "cells"))
-    assert (tmp_path / "cells.gv").read_text().startswith("digraph")
+    assert "apt install graphviz" in fail("PDARTS", "--out", tmp_path / "cells")
+    assert (tmp_path / "cells.gv").read_text().startswith("digraph") and visualize.cell_image(genotypes.PDARTS) is None
 
 
 @needs_dot
-def test_what_cannot_be_written_is_one_line(tmp_path, monkeypatch, made, fail):
+def test_what_is_not_there_or_cannot_be_written_is_one_line(tmp_path, monkeypatch, made, fail):
+    assert "NOPE" in fail("NOPE") and "NOPE" in fail("NOPE", "--all") and "NOPE" in fail("PDARTS", "NOPE")
     monkeypatch.setattr(visualize, "draw_figures", lambda record: [])  # which take long
     (tmp_path / "file").touch()
     for name in ("folder.svg", "folder.gv", "run/report.html"):
@@ -171,7 +148,7 @@ def test_the_subspace_is_the_share_of_an_epoch_in_which_an_operation_was_active(
         assert gone.sum() == 14 * (epoch // 2) and shares[epoch][~gone] == pytest.approx(np.array(counts)[~gone] / 3)
 
 
-def test_a_comparison_joins_searches_and_their_retrainings(made, tmp_path, draw, fail, monkeypatch):
+def test_a_comparison_joins_searches_and_their_retrainings(made, tmp_path, command, fail, monkeypatch):
     found = visualize.load_run(made["ddsas"]).genotype
     second = retrain_run(tmp_path / "second", found, best=97.4, seed=1)
     other = retrain_run(tmp_path / "other", genotypes.DARTS_V1, best=97.5)
@@ -185,7 +162,7 @@ def test_a_comparison_joins_searches_and_their_retrainings(made, tmp_path, draw,
     assert [rows["ddsas"][key] for key in ("search", "seed", "minutes")] == ["DDSAS shrink", "0", 3]
     assert rows["pdarts"]["valid %"] == 62.0 and math.isnan(rows["pdarts"]["test %"])
     assert [rows["DDSAS_cifar10"][key] for key in ("skips", "params M")] == [3, 3.6]
-    lines = draw(*targets).splitlines()
+    lines = command(visualize, *targets)[1].splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 7 and len(set(map(len, table))) == 1 and "97.20 ± 0.28 (2)" in table[2]
     assert all(heading in table[0] for heading in (*visualize.TEXTS, *visualize.NUMBERS))

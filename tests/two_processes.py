@@ -6,8 +6,6 @@ statistics of half a batch on each of two processes, which is another network th
     torchrun --nproc_per_node 2 tests/two_processes.py --save FOLDER
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os
@@ -40,13 +38,10 @@ class Doubles:
         self.loader = loader
 
     def epoch(self, *position):
-        return itertools.islice(self._changed(self.loader.epoch(*position)), STEPS)
+        return ((x[:, :, ::4, ::4].double(), y) for x, y in itertools.islice(self.loader.epoch(*position), STEPS))
 
     def random(self, *position):
-        return self._changed(self.loader.random(*position))
-
-    def _changed(self, batches):
-        return ((x[:, :, ::4, ::4].double(), y) for x, y in batches)
+        return ((x[:, :, ::4, ::4].double(), y) for x, y in self.loader.random(*position))
 
 
 class Recorder:
