@@ -207,10 +207,9 @@ def skip_dropout(epoch: int, epochs: int, eps_no_arch: int, rate: float) -> floa
 # ---- From alpha to a genotype: pure functions. Of equal probabilities the earlier one always goes first. ----
 
 
-def drop_candidates(candidates: Candidates, alphas: Alphas, num_drop: int, drop_none_first: bool = False) -> Candidates:
+def drop_candidates(candidates: Candidates, alphas: Alphas, num_drop: int) -> Candidates:
     """The candidates without the ``num_drop`` of lowest softmax(alpha) on each edge (P-DARTS, section 3.2).
 
-    With ``drop_none_first``, as at the end of the last stage, `none` goes first where it is still on and counts as one.
     ValueError if an edge would keep no operation.
     """
     kept = {}
@@ -219,7 +218,7 @@ def drop_candidates(candidates: Candidates, alphas: Alphas, num_drop: int, drop_
         for names, p in zip(candidates[cell], probabilities(candidates[cell], alphas[cell]), strict=True):
             if not 0 <= num_drop < len(names):
                 raise ValueError(f"cannot drop {num_drop} of the {len(names)} candidates of an edge: {names}")
-            dropped = weakest_first(p, drop_none_first)[:num_drop]
+            dropped = sorted(names, key=p.get)[:num_drop]
             kept[cell].append([name for name in names if name not in dropped])
     return kept
 
@@ -268,11 +267,6 @@ def probabilities(edges: list[list[str]], alphas: np.ndarray, none: float | None
     return table if none is None else [{op: none if op == "none" else p for op, p in edge.items()} for edge in table]
 
 
-def weakest_first(edge: dict[str, float], none_first: bool) -> list[str]:
-    """The candidates of an edge in the order in which they are dropped."""
-    return sorted(edge, key=lambda op: (not (none_first and op == "none"), edge[op]))
-
-
 def chosen_edges(table: Table) -> list[tuple[int, str]]:
     """(edge, op) of a discovered cell in edge order: two edges per node, with the last op standing on each.
 
@@ -281,7 +275,7 @@ def chosen_edges(table: Table) -> list[tuple[int, str]]:
     chosen = []
     for edges in INCOMING:
         best = sorted(edges, key=lambda e: max(table[e].values()))[-2:]
-        chosen += [(e, weakest_first(table[e], none_first=True)[-1]) for e in sorted(best)]
+        chosen += [(e, sorted(table[e], key=lambda op: (op != "none", table[e][op]))[-1]) for e in sorted(best)]
     return chosen
 
 
