@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """The processor, the number of threads, and the commit of the code ("+" behind it: changed since)."""
+    """The processor and the GPU in use, the number of threads, the code's commit ("+" behind it: changed since)."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
@@ -39,6 +39,8 @@ def machine() -> dict[str, str]:
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     processor = [*names, platform.processor() or platform.machine()][0]
+    if torch.cuda.is_initialized():
+        processor += f", {torch.cuda.get_device_name()}"
     return {"processor": processor, "threads": torch.get_num_threads(), "commit": commit}
 
 
