@@ -116,9 +116,14 @@ def table_of(comparisons: list[Comparison], primary: str) -> str:
         p = corrected.get(one.name, one.p)
         so = "differs" if p < LEVEL else f"not detected; differences below {one.detectable:.2f} could not be"
         row = [one.name + " (primary)" * (one.name == primary), " : ".join(map(str, one.sizes))]
-        row += [f"{one.difference:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", f"{one.p:.4f}{'~' * (not one.exact)}"]
-        rows.append([*row, f"{p:.4f}" if one.name in corrected else "–", so])
+        row += [f"{one.difference:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", in_digits(one.p) + "~" * (not one.exact)]
+        rows.append([*row, in_digits(p) if one.name in corrected else "–", so])
     return tables.markdown_table(rows)
+
+
+def in_digits(p: float) -> str:
+    """A chance with four digits; no chance is 0."""
+    return f"{p:.4f}" if p >= 1e-4 else "<0.0001"
 
 
 def spread(values: Iterable[float], error: bool = False) -> str:

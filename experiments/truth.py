@@ -37,7 +37,7 @@ def cells_to_train(table: tables.Table, parts: int, groups: dict[str, list[figur
     order = sorted(table.accuracies, key=lambda text: -table.accuracies[text]["cifar10"])
     bounds, rng = np.linspace(0, len(order), parts + 1).astype(int), np.random.default_rng(0)
     drawn = {f"part-{k}": order[rng.integers(bounds[k], bounds[k + 1])] for k in range(parts)}
-    found = {cell for cells in figure1.result_cells(groups).values() for cell in cells}
+    found = {search.cells[-1] for searches in groups.values() for search in searches}
     return drawn | {f"found-{cell}": text for text in sorted(order) if (cell := figure1.digits(text)) in found}
 
 
@@ -70,14 +70,13 @@ def report(trained: list[Trained], groups: dict[str, list[figure1.Search]]) -> s
         text = f"rank correlation of Fashion-MNIST with CIFAR-10, over the drawn ones: {rank_correlation(*pair):.2f}"
         lines.append(f"{text}, 95 % interval {low:.2f} to {high:.2f}")
     best, minutes = max(known.values()), float(np.median([one.minutes for one in trained]))
-    rows = [["method", "seeds", "regret on Fashion-MNIST", "CPU min", "random search at that cost"]]
+    rows = [["method", "seeds", "regret on Fashion-MNIST", "random search at that cost"]]
     for method, searches in groups.items():
         regrets = [best - known[one.cells[-1]] for one in searches if one.cells[-1] in known]
         if len(regrets) == len(searches) > 1 and drawn:
-            cost = figure1.cost(searches)
-            count = max(1, round(cost / minutes))
+            count = figure1.trainings(searches, groups)
             by_chance = f"{best - figure1.expected_best(accuracies, count):.2f} ({count} cells)"
-            rows.append([method, str(len(searches)), common.spread(regrets), f"{cost:.1f}", by_chance])
+            rows.append([method, str(len(searches)), common.spread(regrets), by_chance])
     lines += ["", tables.markdown_table(rows), "", f"regret: points below the best of all these cells, {best:.2f} %"]
     return "\n".join([*lines, f"random search: the best of so many drawn cells, {minutes:.1f} minutes each (median)"])
 

@@ -287,9 +287,9 @@ def test_the_main_table_by_a_few_lines_of_numpy(capsys, tmp_path):
         rng, both = np.random.default_rng(1), np.concatenate([a, b])
         resampled = rng.choice(a, (20_000, len(a))).mean(1) - rng.choice(b, (20_000, len(b))).mean(1)
         interval = [float(number) for number in row[2].split(" to ")]
-        np.testing.assert_allclose(interval, np.percentile(resampled, [2.5, 97.5]), atol=0.05 * resampled.std() + 0.01)
+        np.testing.assert_allclose(interval, np.percentile(resampled, [2.5, 97.5]), atol=0.15 * resampled.std() + 0.01)
         order = np.argsort(rng.random((40_000, len(both))), 1)[:, : len(a)]
         sums = both[order].sum(1)
         differences = np.abs(sums / len(a) - (both.sum() - sums) / len(b))
         ps[name] = np.mean(differences >= abs(a.mean() - b.mean()) - 1e-9)
-        assert float(row[3].strip("~")) == pytest.approx(ps[name], abs=4 * (ps[name] / 40_000) ** 0.5 + 1e-3)
+        assert float(row[3].strip("<~")) == pytest.approx(ps[name], abs=4 * (ps[name] / 40_000) ** 0.5 + 1e-3)
