@@ -116,8 +116,9 @@ def table_of(comparisons: list[Comparison], primary: str) -> str:
         p = corrected.get(one.name, one.p)
         so = "differs" if p < LEVEL else f"not detected; differences below {one.detectable:.2f} could not be"
         row = [one.name + " (primary)" * (one.name == primary), " : ".join(map(str, one.sizes))]
-        row += [f"{one.difference:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", in_digits(one.p) + "~" * (not one.exact)]
-        rows.append([*row, in_digits(p) if one.name in corrected else "–", so])
+        row += [f"{one.difference:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}"]
+        row += [in_digits(one.p) + "~" * (not one.exact), in_digits(p) if one.name in corrected else "–"]
+        rows.append([*row, so])
     return tables.markdown_table(rows)
 
 
