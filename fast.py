@@ -32,7 +32,17 @@ from torch import Tensor, nn
 
 from lib import depthwise
 from model_search import Cell, MixedOp, Network, all_active, split
-from operations import DilConv, FactorizedReduce, Pool, ReLUConvBN, SepConv, Zero, order_pixels
+from operations import (
+    DilConv,
+    FactorizedReduce,
+    Pool,
+    ReLUConvBN,
+    SepConv,
+    Zero,
+    concatenate,
+    order_pixels,
+    take_every_second,
+)
 from space import INCOMING
 
 Active = dict[str, list[list[int]]]
@@ -72,11 +82,6 @@ class Node:
 AVERAGE = repr(nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False))  # what depthwise.average computes
 
 
-def take_every_second(x: Tensor, first: int) -> Tensor:
-    """x[:, :, first::2, first::2], taken in an order in which the gradient is channels_last too."""
-    return x.permute(0, 2, 3, 1)[:, first::2, first::2].contiguous().permute(0, 3, 1, 2)
-
-
 def supernet_forward(network: Network, x: Tensor, weights: dict[str, Tensor], active: Active | None) -> Tensor:
     """What model_search.Network.forward computes, with the same arguments."""
     active = active or all_active(network.candidates)
@@ -87,7 +92,7 @@ def supernet_forward(network: Network, x: Tensor, weights: dict[str, Tensor], ac
     for cell in network.cells:
         kind = "reduce" if cell.reduction else "normal"
         s0, s1 = s1, compute_cell(cell, s0, s1, scalars[kind], active[kind])
-    return network.classifier(network.global_pooling(concatenate(s1)).flatten(1))
+    return network.classifier(network.global_pooling(join(s1)).flatten(1))
 
 
 def compute_cell(
@@ -136,7 +141,7 @@ def start(op: nn.Module, nodes: list[Node]) -> Term:
         return Term([node.pooled(pool)], None, bn)
     if type(op) is FactorizedReduce:
         even, odd = [n.even for n in nodes], [n.odd for n in nodes]
-        return Term([torch.cat([convolve_parts(op.conv_1, even), convolve_parts(op.conv_2, odd)], 1)], None, op.bn)
+        return Term([concatenate([convolve_parts(op.conv_1, even), convolve_parts(op.conv_2, odd)])], None, op.bn)
     if type(op) is ReLUConvBN:
         return Term([n.relu for n in nodes], *op.op[1:])
     if type(op) is DilConv:
@@ -146,7 +151,7 @@ def start(op: nn.Module, nodes: list[Node]) -> Term:
         x = finish(Term([convolve_depthwise(depthwise1, node)], pointwise1, bn1))
         x = depthwise.convolve(F.relu_(x), depthwise2.weight, depthwise2.stride[0], depthwise2.dilation[0])
         return Term([x], pointwise2, bn2)
-    return Term([op(concatenate(nodes))])
+    return Term([op(join(nodes))])
 
 
 def finish(term: Term, gain: Tensor | None = None) -> Tensor:
@@ -179,8 +184,8 @@ def convolve_parts(conv: nn.Conv2d, xs: list[Tensor]) -> Tensor:
     return y
 
 
-def concatenate(nodes: list[Node]) -> Tensor:
-    return nodes[0].x if len(nodes) == 1 else torch.cat([node.x for node in nodes], dim=1)
+def join(nodes: list[Node]) -> Tensor:
+    return concatenate([node.x for node in nodes])
 
 
 # ---- the proof ------------------------------------------------------------------------------------------------------
@@ -278,10 +283,10 @@ def find_difference(network: Network) -> str | None:
 OPERATIONS = DilConv, FactorizedReduce, Pool, ReLUConvBN, SepConv, Zero  # others are computed by their own forward
 WRITTEN_FOR = {  # `digest` of each class as it is; after an edit of both, tests/test_fast.py says what to write here
     "cb0130c3ddd8",  # Network
-    "a2fece70baa9",  # Cell
+    "7f9cdce903ee",  # Cell
     "4d8fd8a05f24",  # MixedOp
     "8acb63a3cd76",  # DilConv, ReLUConvBN, SepConv
-    "6b52b01fde82",  # FactorizedReduce
+    "d7175626b683",  # FactorizedReduce
     "e3b0c44298fc",  # Pool
     "ca3ec75ff4ce",  # Zero
 }

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import nasbench201
 from genotypes import Genotype, Genotype201
 from model_search import imagenet_stem
-from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, order_pixels
+from operations import OPS, FactorizedReduce, Identity, ReLUConvBN, concatenate, order_pixels
 
 
 class Cell(nn.Module):
@@ -44,7 +44,7 @@ class Cell(nn.Module):
                 y = op(states[source])
                 node = node + (drop_path(y, drop_path_prob) if drop and not isinstance(op, Identity) else y)
             states.append(node)
-        return torch.cat([states[i] for i in self._concat], dim=1)
+        return concatenate([states[i] for i in self._concat])
 
 
 def drop_path(y: Tensor, p: float) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from genotypes import CELL_TYPES, EDGE_LIST, EDGES, NODES
 from lib.distributed import to_device
-from operations import OPS, FactorizedReduce, Identity, Pool, ReLUConvBN, order_pixels
+from operations import OPS, FactorizedReduce, Identity, Pool, ReLUConvBN, concatenate, order_pixels
 from space import INCOMING, DynamicSpace  # noqa: F401, people import the space from here
 
 
@@ -73,7 +73,7 @@ class Cell(nn.Module):
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         for edges in INCOMING:
             states.append(sum(self._ops[e](states[i], weights[e], active[e]) for i, e in enumerate(edges)))
-        return torch.cat(states[2:], dim=1)
+        return concatenate(states[2:])
 
 
 class Supernet(nn.Module):

@@ -245,7 +245,7 @@ TRICKS: dict[str, Callable[[], AbstractContextManager]] = {
         fast, "start", lambda op, nodes: start(op, [fast.Node(node.x) for node in nodes])
     ),
     "a cell's output as a list of nodes, not concatenated": lambda: mock.patch.object(
-        fast, "compute_cell", lambda *arguments: [fast.Node(fast.concatenate(compute_cell(*arguments)))]
+        fast, "compute_cell", lambda *arguments: [fast.Node(fast.join(compute_cell(*arguments)))]
     ),
     "an operation's weight as the gain of its normalisation": lambda: mock.patch.object(
         fast, "finish", lambda term, gain=None: finish(term) if gain is None else finish(term) * gain

@@ -50,6 +50,20 @@ def test_parameters_are_the_papers(network, C, classes, layers, name, size, para
     assert name != "DDSAS_imagenet" or mobile_channels(genotypes.load(name), layers) == C
 
 
+def test_gradients_have_the_memory_order_of_images():
+    """Where one has not, a CPU takes several times as long for what comes before it."""
+    network, orders = NetworkCIFAR(4, 3, 3, False, genotypes.load("DDSAS_cifar100")), []
+
+    def watch(layer, inputs, output):
+        output.register_hook(lambda dy: orders.append(dy.is_contiguous(memory_format=torch.channels_last)))
+
+    for layer in network.modules():
+        if isinstance(layer, (torch.nn.ReLU, torch.nn.BatchNorm2d)):
+            layer.register_forward_hook(watch)
+    network(torch.randn(2, 3, 16, 16))[0].sum().backward()
+    assert len(orders) > 30 and all(orders)
+
+
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     torch.manual_seed(0)
     y = drop_path(torch.ones(4000, 2, 3, 3), 0.25)
