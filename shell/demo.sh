@@ -10,13 +10,13 @@ started=$(date +%s)
     --dataset fashion_mini \
     --space_config static \
     --dss_max_ops 28 \
-    --dss_freq 15 \
+    --dss_freq 8 \
     --batch_size 64 \
-    --epochs 2 \
+    --epochs 1 \
     --init_channels 8 \
     --layers 3 \
     --arch_learning_rate 3e-3 \
-    --report_freq 15 \
+    --report_freq 8 \
     --save "$run/search"
 searched=$(date +%s)
 "$PYTHON" retrain.py \

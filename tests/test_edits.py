@@ -6,11 +6,11 @@ import shlex
 import pytest
 from forked import copy_project, run_commands
 
-TINY = "--dataset folder --image_size 16 --init_channels 4 --layers 1 --batch_size 36 --epochs 1 --dss_freq 2 --quiet"
+TINY = "--dataset folder --image_size 16 --init_channels 2 --layers 1 --batch_size 36 --epochs 1 --dss_freq 2 --quiet"
 SEP_CONV = "class SepConv(nn.Module):\n"
 EDITS = {  # what is edited: the file, a place in it, what stands there afterwards
     "MixedOp": ("model_search.py", "y = sum(weights[k]", "y = 1.5 * sum(weights[k]"),
-    "Cell": ("model_search.py", "return torch.cat(states[2:], dim=1)", "return torch.cat(states[2:], dim=1) + 0.1"),
+    "Cell": ("model_search.py", "return concatenate(states[2:])", "return concatenate(states[2:]) + 0.1"),
     "Network": ("model_search.py", "return self.classifier(self", "return 2 * self.classifier(self"),
     "SepConv": (
         "operations.py",
