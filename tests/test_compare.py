@@ -266,10 +266,19 @@ def test_figure1_refuses_in_one_line(tmp_path):
 def test_the_main_table_by_a_few_lines_of_numpy(capsys, tmp_path):
     """Means, deviations, intervals and p of the repository's table, from figure/data alone."""
     data = ROOT / "figure/data"
-    values = json.loads((data / "nasbench201.jsonl").read_text())["cells"]
-    found: dict[str, list[float]] = {}
+    known = json.loads((data / "nasbench201.jsonl").read_text())
+    values, space = known["cells"], known["spaces"]["without none"]
+    found, others, first, as_many = {}, {}, [], []
     for line in map(json.loads, (data / "figure1.jsonl").read_text().splitlines()):
-        found.setdefault(line["method"], []).append(values[line["cells"][-1]][0])
+        method, cells = line["method"], line["cells"]
+        found.setdefault(method, []).append(values[cells[-1]][0])
+        if "other" in line:
+            others.setdefault(method, []).append(values[line["other"]][0])
+        if method == "ddsas":
+            first.append(values[cells[0]][0])
+            as_many.append(space["by_3x3"][cells[-1].count("3")][0])
+    references = {"itself after one epoch": np.array(first), "nor_conv_3x3 on every edge": values["333333"][0]}
+    references |= {"as many 3x3 at random": np.array(as_many), "random without `none`": space["mean"][0]}
     (tmp_path / "data").mkdir()
     for name in ("figure1", "nasbench201"):
         (tmp_path / f"data/{name}.jsonl").write_bytes((data / f"{name}.jsonl").read_bytes())
@@ -278,18 +287,29 @@ def test_the_main_table_by_a_few_lines_of_numpy(capsys, tmp_path):
     rows, told = rows_of(text), (ROOT / "docs/nasbench201.md").read_text()
     assert all(line in told for line in text.splitlines() if line[:1] == "|"), "bash experiments/make.sh"
     for method, accuracies in found.items():
-        a, b = np.array(found["ddsas"]), np.array(accuracies)
-        assert rows[method][2] == f"{b.mean():.2f} ± {b.std(ddof=1):.2f}"
-        name = f"ddsas – {method}"
-        if (row := rows.get(name) or rows.get(f"{name} (primary)")) is None:
-            continue
-        assert row[1] == f"{a.mean() - b.mean():+.2f}"
-        rng, both = np.random.default_rng(1), np.concatenate([a, b])
-        resampled = rng.choice(a, (20_000, len(a))).mean(1) - rng.choice(b, (20_000, len(b))).mean(1)
+        assert rows[method][2] == f"{np.mean(accuracies):.2f} ± {np.std(accuracies, ddof=1):.2f}"
+    a, rng, draws = np.array(found["ddsas"]), np.random.default_rng(1), 40_000
+    rivals = {f"ddsas – {name}": np.array(b) for name, b in found.items()}
+    rivals |= {f"ddsas – {name} without `none`": np.array(b) for name, b in others.items() if name != "ddsas"}
+    samples = {name: (a, b) for name, b in rivals.items() if name in rows or f"{name} (primary)" in rows}
+    samples |= {f"ddsas – {name}": (a - b,) for name, b in references.items()}
+    for name, (x, *y) in samples.items():
+        row, both = rows.get(name) or rows[f"{name} (primary)"], np.concatenate([x, *y])
+        means = [rng.choice(z, (draws, len(z))).mean(1) for z in (x, *y)]
+        resampled, difference = means[0] - sum(means[1:]), x.mean() - sum(z.mean() for z in y)
+        if y:
+            sums = both[np.argsort(rng.random((draws, len(both))), 1)[:, : len(x)]].sum(1)
+            drawn = sums / len(x) - (both.sum() - sums) / len(y[0])
+        else:
+            drawn = (x * rng.choice([-1, 1], (draws, len(x)))).mean(1)
+        assert row[1] == f"{difference:+.2f}"
         interval = [float(number) for number in row[2].split(" to ")]
         np.testing.assert_allclose(interval, np.percentile(resampled, [2.5, 97.5]), atol=0.15 * resampled.std() + 0.01)
-        order = np.argsort(rng.random((40_000, len(both))), 1)[:, : len(a)]
-        sums = both[order].sum(1)
-        differences = np.abs(sums / len(a) - (both.sum() - sums) / len(b))
-        ps[name] = np.mean(differences >= abs(a.mean() - b.mean()) - 1e-9)
-        assert float(row[3].strip("<~")) == pytest.approx(ps[name], abs=4 * (ps[name] / 40_000) ** 0.5 + 1e-3)
+        ps[name] = np.mean(np.abs(drawn) >= abs(difference) - 1e-9)
+        assert float(row[3].strip("<~")) == pytest.approx(ps[name], abs=4 * (ps[name] / draws) ** 0.5 + 1e-3)
+    assert len(samples) == sum(name.startswith("ddsas – ") for name in rows)
+    secondary = {name: float(rows[name][3].strip("~").replace("<0.0001", "0")) for name in samples if name in rows}
+    corrected = 0
+    for rank, (name, p) in enumerate(sorted(secondary.items(), key=lambda item: item[1])):
+        corrected = max(corrected, p * (len(secondary) - rank))
+        assert float(rows[name][4].strip("<")) == pytest.approx(corrected, abs=6e-4)
