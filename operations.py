@@ -130,7 +130,7 @@ class SepConv(nn.Module):
 def concatenate(xs: list[Tensor]) -> Tensor:
     """xs (N, C_i, H, W) side by side along the channels, with gradients in the memory order of images.
 
-    Those of torch.cat are pieces of a larger tensor: a CPU's normalisations and ReLUs are several times slower on them.
+    Those of torch.cat are pieces of a larger tensor, on which a CPU's normalisations and ReLUs are slower.
     """
     for x in xs:
         if x.requires_grad:

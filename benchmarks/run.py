@@ -227,7 +227,7 @@ def compare_tricks(quick: bool, repetitions: int, device: torch.device) -> dict[
 def main(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     use_tf32(True)
-    repetitions = 1 if args.quick else args.repetitions
+    repetitions = args.repetitions or (1 if args.quick else 5)
     if args.memory:
         name, which = args.memory
         print(measure_peak(build(name, which, Setting(WORK[name][0])), torch.device("cpu")))
@@ -248,7 +248,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a quarter of each batch, once; no memory, no file")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, help="of each step, whose least counts; default: 5, once if --quick")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout of this project")
     parser.add_argument("--memory", nargs=2, metavar=("WORK", "WAY"), help="print the MB of one step on the CPU")
     return parser

@@ -51,7 +51,7 @@ def test_parameters_are_the_papers(network, C, classes, layers, name, size, para
 
 
 def test_gradients_have_the_memory_order_of_images():
-    """Where one has not, a CPU takes several times as long for what comes before it."""
+    """Where one has not, a CPU takes longer for what comes before it."""
     network, orders = NetworkCIFAR(4, 3, 3, False, genotypes.load("DDSAS_cifar100")), []
 
     def watch(layer, inputs, output):
