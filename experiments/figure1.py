@@ -212,6 +212,7 @@ def hypotheses(groups: dict[str, list[Search]], values: Values) -> list[common.C
         "nor_conv_3x3 on every edge": values.of([ALL_CONV]),
         "as many 3x3 at random": values.same_convolutions(cells["ddsas"])[:, 0],
         "random without `none`": values.spaces["without none"]["mean"][0],
+        f"the best of {TRAININGS} of these": values.spaces["without none"]["best_of"][TRAININGS - 1],
     }
     found = [compare(f"ddsas – {name}", ddsas, values.of(cells[name])) for name in rivals]
     return found + [compare(f"ddsas – {name}", ddsas - known) for name, known in references.items()]
