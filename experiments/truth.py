@@ -71,14 +71,24 @@ def report(trained: list[Trained], groups: dict[str, list[figure1.Search]]) -> s
         lines.append(f"{text}, 95 % interval {low:.2f} to {high:.2f}")
     best, minutes = max(known.values()), float(np.median([one.minutes for one in trained]))
     rows = [["method", "seeds trained", "regret on Fashion-MNIST", "random search at that cost"]]
+    whole = {}  # accuracies of the methods whose cells all are trained
     for method, searches in groups.items():
-        regrets = [best - known[one.cells[-1]] for one in searches if one.cells[-1] in known]
-        if len(regrets) > 1 and drawn:
+        found = np.array([known[one.cells[-1]] for one in searches if one.cells[-1] in known])
+        if len(found) > 1 and drawn:
             count = figure1.trainings(searches, groups)
-            by_chance = f"{best - figure1.expected_best(accuracies, count):.2f} ({count} cells)"
-            rows.append([method, f"{len(regrets)} of {len(searches)}", common.spread(regrets), by_chance])
+            chance = figure1.expected_best(accuracies, count)
+            counted = f"{len(found)} of {len(searches)}"
+            rows.append([method, counted, common.spread(best - found), f"{best - chance:.2f} ({count} cells)"])
+            if len(found) == len(searches):
+                whole[method] = found, chance
     lines += ["", tables.markdown_table(rows), "", f"regret: points below the best of all these cells, {best:.2f} %"]
-    return "\n".join([*lines, f"random search: the best of so many drawn cells, {minutes:.1f} minutes each (median)"])
+    lines.append(f"random search: the best of so many drawn cells, {minutes:.1f} minutes each (median)")
+    if "ddsas" in whole:
+        ddsas, chance = whole.pop("ddsas")
+        compared = [common.compare(f"ddsas – {method}", ddsas, found) for method, (found, _) in whole.items()]
+        compared.append(common.compare("ddsas – random search at its cost", ddsas - chance))
+        lines += ["", common.table_of(compared, figure1.PRIMARY), "", common.NOTES]
+    return "\n".join(lines)
 
 
 def main(args: argparse.Namespace) -> None:
