@@ -1,6 +1,6 @@
 """Truth on the images that were searched on: cells of NAS-Bench-201's space, all trained on fashion_mini alike.
 
-    bash shell/truth.sh --table FILE.csv                    # trains them, and prints; an hour or two of one core
+    bash shell/truth.sh --table FILE.csv                    # trains them, and prints; two minutes a cell
     python -m experiments.truth logs/truth --out figure     # keeps what has finished in figure/data, and prints
     python -m experiments.truth                             # prints what figure/data keeps
     python -m experiments.truth --list --table FILE.csv     # the cells to train: NAME ARCHITECTURE, one a line

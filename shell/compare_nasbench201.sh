@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Searches in NAS-Bench-201's space, on the embedded images, at a size for two cores; then tables and a figure.
 #     bash shell/compare_nasbench201.sh [METHOD=SEEDS ...] [--epochs E] [--jobs J] [--out FOLDER] [--list] [flags of search.py]
-# darts=12 are the seeds 0 to 11 of DARTS, darts=12-15 others; without any, the list below: about 11 hours of one core.
+# darts=12 are the seeds 0 to 11 of DARTS, darts=12-15 others; without any, the list below, 118 searches.
 # --table FILE.csv has accuracies to look up. --jobs is how many run at a time, each with one thread. Stopped, it goes on
 # with the same command, and what is finished is not run again. --list prints the commands, one a line, and runs nothing.
 set -eu
