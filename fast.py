@@ -5,7 +5,6 @@ of the network computes logits, gradients and running statistics both ways, in f
 `supernet_forward` takes the place of the network's forward; otherwise the definition runs. What is saved:
 
 - Work that several operations share: a `Node` keeps the ReLU and the pooled copies of a tensor for all that read it.
-- Copies: a cell's output stays a list of nodes, since the next cell's 1x1 convolutions can read them one by one.
 - Passes over large tensors: an operation's weight is the gain of its last batch normalisation.
 - Time in the backward pass of depthwise convolutions and averages: lib/depthwise.py.
 
@@ -23,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from types import MethodType
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -87,23 +85,21 @@ def supernet_forward(network: Network, x: Tensor, weights: dict[str, Tensor], ac
     active = active or all_active(network.candidates)
     scalars = {kind: split(w) for kind, w in weights.items()}
     first, second = network.stems(order_pixels(x))
-    s0 = [Node(first)]
-    s1 = s0 if second is first else [Node(second)]
+    s0 = Node(first)
+    s1 = s0 if second is first else Node(second)
     for cell in network.cells:
         kind = "reduce" if cell.reduction else "normal"
-        s0, s1 = s1, compute_cell(cell, s0, s1, scalars[kind], active[kind])
-    return network.classifier(network.global_pooling(join(s1)).flatten(1))
+        s0, s1 = s1, Node(compute_cell(cell, s0, s1, scalars[kind], active[kind]))
+    return network.classifier(network.global_pooling(s1.x).flatten(1))
 
 
-def compute_cell(
-    cell: Cell, s0: list[Node], s1: list[Node], weights: list[list[Tensor]], active: list[list[int]]
-) -> list[Node]:
-    """What Cell.forward computes, as a list of nodes to stand side by side."""
-    nodes = [Node(finish(start(cell.preprocess0, s0))), Node(finish(start(cell.preprocess1, s1)))]
+def compute_cell(cell: Cell, s0: Node, s1: Node, weights: list[list[Tensor]], active: list[list[int]]) -> Tensor:
+    """What Cell.forward computes."""
+    nodes = [Node(apply(cell.preprocess0, s0)), Node(apply(cell.preprocess1, s1))]
     for edges in INCOMING:
         sources = [(cell._ops[e], nodes[i], weights[e], active[e]) for i, e in enumerate(edges)]
         nodes.append(Node(sum_edges(sources)))
-    return nodes[2:]
+    return concatenate([node.x for node in nodes[2:]])
 
 
 def sum_edges(edges: list[tuple[MixedOp, Node, list[Tensor], list[int]]]) -> Tensor:
@@ -112,7 +108,7 @@ def sum_edges(edges: list[tuple[MixedOp, Node, list[Tensor], list[int]]]) -> Ten
     for edge, source, weights, active in edges:
         for k in active:
             if type(op := edge._ops[k]) is not Zero:
-                term = finish(start(op, [source]), weights[k])
+                term = apply(op, source, weights[k])
                 y = term if y is None else y.add_(term)
     if y is None:  # every incoming edge is `none`
         edge, source, weights, active = edges[0]
@@ -123,69 +119,43 @@ def sum_edges(edges: list[tuple[MixedOp, Node, list[Tensor], list[int]]]) -> Ten
     return y
 
 
-class Term(NamedTuple):
-    """An operation's output, its last steps not computed yet: bn(conv(xs side by side)); conv, bn: None, not there."""
-
-    xs: list[Tensor]
-    conv: nn.Conv2d | None = None  # 1x1
-    bn: nn.BatchNorm2d | None = None
-
-
-def start(op: nn.Module, nodes: list[Node]) -> Term:
-    """The operation ``op`` of nodes side by side, up to its last convolution and normalisation."""
-    node = nodes[0]
-    if type(op) is Zero:
-        return Term([torch.zeros_like(op(node.x))])
-    if type(op) is Pool:
-        pool, bn = (*op, None)[:2]
-        return Term([node.pooled(pool)], None, bn)
-    if type(op) is FactorizedReduce:
-        even, odd = [n.even for n in nodes], [n.odd for n in nodes]
-        return Term([concatenate([convolve_parts(op.conv_1, even), convolve_parts(op.conv_2, odd)])], None, op.bn)
-    if type(op) is ReLUConvBN:
-        return Term([n.relu for n in nodes], *op.op[1:])
-    if type(op) is DilConv:
-        return Term([convolve_depthwise(op.op[1], node)], *op.op[2:])
-    if type(op) is SepConv:
-        _, depthwise1, pointwise1, bn1, _, depthwise2, pointwise2, bn2 = op.op
-        x = finish(Term([convolve_depthwise(depthwise1, node)], pointwise1, bn1))
-        x = depthwise.convolve(F.relu_(x), depthwise2.weight, depthwise2.stride[0], depthwise2.dilation[0])
-        return Term([x], pointwise2, bn2)
-    return Term([op(join(nodes))])
+def apply(op: nn.Module, node: Node, gain: Tensor | None = None) -> Tensor:
+    """op(node.x); times the scalar ``gain``."""
+    bn = None
+    if type(op) in (ReLUConvBN, DilConv, SepConv):
+        x, bn = node.relu, op.op[-1]
+        for layer in op.op[1:-1]:
+            x = convolve_depthwise(layer, x) if is_depthwise(layer) else layer(x)
+    elif type(op) is FactorizedReduce:
+        x, bn = concatenate([op.conv_1(node.even), op.conv_2(node.odd)]), op.bn
+    elif type(op) is Pool:
+        x, bn = node.pooled(op[0]), op[1] if len(op) > 1 else None
+    else:
+        x = op(node.x)
+    return normalise(x, bn, gain)
 
 
-def finish(term: Term, gain: Tensor | None = None) -> Tensor:
-    """bn(conv(x)); times the scalar ``gain``, which is that of the normalisation: it has none of its own."""
-    xs, conv, bn = term
-    if bn is None:
-        return xs[0] if gain is None else xs[0] * gain
+def normalise(x: Tensor, bn: nn.BatchNorm2d | None, gain: Tensor | None) -> Tensor:
+    """bn(x) times the scalar ``gain``, which is that of the normalisation: it has none of its own."""
+    if bn is None or gain is None:
+        x = x if bn is None else bn(x)
+        return x if gain is None else x * gain
     if bn.training:
         bn.num_batches_tracked.add_(1)
-    gains, shift = (bn.weight, bn.bias) if gain is None else (gain.expand(bn.num_features).contiguous(), None)
-    if conv is not None and bn.training and depthwise.own_backward(xs[0]):
-        return depthwise.PointwiseNorm.apply(bn, gains, shift, conv.weight, *xs)
-    x = xs[0] if conv is None else convolve_parts(conv, xs)
-    return F.batch_norm(x, bn.running_mean, bn.running_var, gains, shift, bn.training, bn.momentum, bn.eps)
+    gains = gain.expand(bn.num_features).contiguous()
+    return F.batch_norm(x, bn.running_mean, bn.running_var, gains, None, bn.training, bn.momentum, bn.eps)
 
 
-def convolve_depthwise(conv: nn.Conv2d, node: Node) -> Tensor:
-    """The depthwise convolution of a node's ReLU; with stride 2 and dilation 2 every tap reads an even pixel."""
-    if conv.stride == conv.dilation == (2, 2):
-        return depthwise.convolve(node.even, conv.weight)
-    return depthwise.convolve(node.relu, conv.weight, conv.stride[0], conv.dilation[0])
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether this is a convolution in which every channel has its own kernel."""
+    return type(layer) is nn.Conv2d and layer.groups == layer.in_channels == layer.out_channels > 1
 
 
-def convolve_parts(conv: nn.Conv2d, xs: list[Tensor]) -> Tensor:
-    """The 1x1 convolution of xs side by side: each part has its columns of the weight."""
-    weights = conv.weight.split([x.shape[1] for x in xs], dim=1)
-    y = F.conv2d(xs[0], weights[0], conv.bias)
-    for x, weight in zip(xs[1:], weights[1:], strict=True):
-        y.add_(F.conv2d(x, weight))
-    return y
-
-
-def join(nodes: list[Node]) -> Tensor:
-    return concatenate([node.x for node in nodes])
+def convolve_depthwise(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """layer(x) for a depthwise convolution with `same` padding."""
+    if layer.stride == layer.dilation == (2, 2):  # every tap reads an even pixel
+        return depthwise.convolve(take_every_second(x, 0), layer.weight)
+    return depthwise.convolve(x, layer.weight, layer.stride[0], layer.dilation[0])
 
 
 # ---- the proof ------------------------------------------------------------------------------------------------------
@@ -222,7 +192,7 @@ def use_depthwise(network: nn.Module, log: Callable[[str], None]) -> None:
         return
     equal: dict[tuple, bool] = {}
     for layer in network.modules():
-        if type(layer) is nn.Conv2d and layer.groups == layer.in_channels == layer.out_channels > 1:
+        if is_depthwise(layer):
             kind = layer.kernel_size, layer.stride, layer.padding, layer.dilation
             kind += layer.bias is None, layer.padding_mode
             if kind not in equal:
@@ -230,7 +200,7 @@ def use_depthwise(network: nn.Module, log: Callable[[str], None]) -> None:
                 if not equal[kind]:
                     log(f"computed as defined: {layer}")
             if equal[kind]:
-                layer.forward = MethodType(convolve_layer, layer)
+                layer.forward = MethodType(convolve_depthwise, layer)
 
 
 def agree_on_a_narrow_layer(
@@ -242,16 +212,9 @@ def agree_on_a_narrow_layer(
         layer = nn.Conv2d(4, 4, size, stride, padding, dilation, 4, not plain, mode).double()
         x = torch.randn(2, 4, 10, 10).double()
         try:
-            return plain and agree(*(differentiate(layer, way, [x]) for way in (convolve_layer, nn.Conv2d.forward)))
+            return plain and agree(*(differentiate(layer, way, [x]) for way in (convolve_depthwise, nn.Conv2d.forward)))
         except RuntimeError:  # a kernel that is no square, say
             return False
-
-
-def convolve_layer(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """layer(x) for a depthwise convolution with `same` padding."""
-    if layer.stride == layer.dilation == (2, 2):  # every tap reads an even pixel
-        return depthwise.convolve(take_every_second(x, 0), layer.weight)
-    return depthwise.convolve(x, layer.weight, layer.stride[0], layer.dilation[0])
 
 
 def find_difference(network: Network) -> str | None:

@@ -39,11 +39,11 @@ class Cell(nn.Module):
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         drop = self.training and drop_path_prob > 0
         for e in range(0, len(self._ops), 2):
-            node = 0
+            both = []
             for op, source in zip(self._ops[e : e + 2], self._indices[e : e + 2], strict=True):
                 y = op(states[source])
-                node = node + (drop_path(y, drop_path_prob) if drop and not isinstance(op, Identity) else y)
-            states.append(node)
+                both.append(drop_path(y, drop_path_prob) if drop and not isinstance(op, Identity) else y)
+            states.append(both[0] + both[1])
         return concatenate([states[i] for i in self._concat])
 
 

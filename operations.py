@@ -117,7 +117,7 @@ class SepConv(nn.Module):
             nn.Conv2d(C_in, C_in, kernel_size, stride, padding, groups=C_in, bias=False),
             nn.Conv2d(C_in, C_in, 1, bias=False),
             nn.BatchNorm2d(C_in, affine=affine),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),  # a normalisation does not keep its output
             nn.Conv2d(C_in, C_in, kernel_size, 1, padding, groups=C_in, bias=False),
             nn.Conv2d(C_in, C_out, 1, bias=False),
             nn.BatchNorm2d(C_out, affine=affine),

@@ -118,6 +118,8 @@ def retraining_step(at: Setting, layers: int = 20, C: int = 36) -> Step:
     torch.manual_seed(0)
     network = arrange(model.NetworkCIFAR(C, 10, layers, True, genotypes.load("DDSAS_cifar10")), at)
     network.drop_path_prob = 0.1
+    if at.way.fast:
+        fast.use_depthwise(network, print)
     sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
     x, y = random_images(at)
     compute = at.wrap(network)
@@ -233,25 +235,13 @@ def read_status(field: str) -> float:
 # ---- fast.py without one of its tricks -------------------------------------------------------------------------------
 
 
-def normalise_plainly(bn, gain, shift, weight, *xs):
-    """What depthwise.PointwiseNorm computes, by PyTorch's own backward passes."""
-    y = sum(F.conv2d(x, w) for x, w in zip(xs, weight.split([x.shape[1] for x in xs], dim=1), strict=True))
-    return F.batch_norm(y, bn.running_mean, bn.running_var, gain, shift, True, bn.momentum, bn.eps)
-
-
-start, finish, compute_cell = fast.start, fast.finish, fast.compute_cell
+apply, normalise = fast.apply, fast.normalise
 TRICKS: dict[str, Callable[[], AbstractContextManager]] = {
     "ReLU and pooled copies that operations share": lambda: mock.patch.object(
-        fast, "start", lambda op, nodes: start(op, [fast.Node(node.x) for node in nodes])
-    ),
-    "a cell's output as a list of nodes, not concatenated": lambda: mock.patch.object(
-        fast, "compute_cell", lambda *arguments: [fast.Node(fast.join(compute_cell(*arguments)))]
+        fast, "apply", lambda op, node, gain=None: apply(op, fast.Node(node.x), gain)
     ),
     "an operation's weight as the gain of its normalisation": lambda: mock.patch.object(
-        fast, "finish", lambda term, gain=None: finish(term) if gain is None else finish(term) * gain
-    ),
-    "1x1 convolution and normalisation that keep their input alone": lambda: mock.patch.object(
-        depthwise.PointwiseNorm, "apply", normalise_plainly
+        fast, "normalise", lambda x, bn, gain: normalise(normalise(x, bn, None), None, gain)
     ),
     "backward passes of depthwise convolutions": lambda: mock.patch.multiple(
         depthwise,

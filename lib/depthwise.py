@@ -6,13 +6,11 @@ every gradient is computed as such ones. Images are channels_last. fast.py uses 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
-from math import gcd
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 
@@ -113,59 +111,3 @@ def join_columns(x: Tensor, number: int) -> Tensor:
     """(N, C, H, W) -> (N, number * C, H, W / number), a view of a channels_last tensor."""
     N, C, H, W = x.shape
     return x.permute(0, 2, 3, 1).reshape(N, H, W // number, number * C).permute(0, 3, 1, 2)
-
-
-class PointwiseNorm(Function):
-    """Batch normalisation of a 1x1 convolution of xs (N, C_i, H, W) side by side, in training mode.
-
-    Of large tensors only xs are kept: the backward pass computes the convolution once more, as a matrix product.
-    """
-
-    @staticmethod
-    def forward(ctx, bn: nn.BatchNorm2d, gain: Tensor | None, shift: Tensor | None, weight: Tensor, *xs: Tensor):
-        z = multiply(weight, xs)
-        moved = bn.running_mean, bn.running_var, True, bn.momentum, bn.eps
-        y, mean, deviation = torch.native_batch_norm(z, gain, shift, *moved)
-        ctx.eps = bn.eps
-        ctx.save_for_backward(gain, weight, mean, deviation, *xs)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        gain, weight, mean, deviation, *xs = ctx.saved_tensors
-        need = ctx.needs_input_grad
-        dz, dgain, dshift = torch.ops.aten.native_batch_norm_backward(
-            dy, multiply(weight, xs), gain, None, None, mean, deviation, True, ctx.eps, [True, need[1], need[2]]
-        )
-        G, dweight = rows(dz), None
-        if need[3]:
-            dweight = torch.cat([inner_product(G, rows(x)) for x in xs], dim=1).view_as(weight)
-        parts = weight.flatten(1).split([x.shape[1] for x in xs], dim=1)
-        dxs = [images(G @ P, dz) if n else None for P, n in zip(parts, need[4:], strict=True)]
-        return None, dgain, dshift, dweight, *dxs
-
-
-def multiply(weight: Tensor, xs: Sequence[Tensor]) -> Tensor:
-    """The 1x1 convolution of xs (N, C_i, H, W) side by side, as matrix products."""
-    parts = weight.flatten(1).t().split([x.shape[1] for x in xs])
-    Y = rows(xs[0]) @ parts[0]
-    for x, P in zip(xs[1:], parts[1:], strict=True):
-        Y.addmm_(rows(x), P)
-    return images(Y, xs[0])
-
-
-def rows(x: Tensor) -> Tensor:
-    """The pixels of x (N, C, H, W) as the rows of a matrix (N*H*W, C); no copy when x is channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def images(X: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `rows`: images (N, C, H, W) whose N, H and W are those of ``like``."""
-    N, _, H, W = like.shape
-    return X.view(N, H, W, -1).permute(0, 3, 1, 2)
-
-
-def inner_product(X: Tensor, Y: Tensor) -> Tensor:
-    """X'Y of matrices with many rows, in parts that threads can share."""
-    parts = gcd(X.shape[0], 8)
-    return torch.bmm(X.view(parts, -1, X.shape[1]).mT, Y.view(parts, -1, Y.shape[1])).sum(0)
