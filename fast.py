@@ -1,4 +1,4 @@
-"""The supernet's forward pass, two to three times faster on a CPU, with the numbers of its definition in model_search.py.
+"""The supernet's forward pass in about half the time on a CPU, with the numbers of its definition in model_search.py.
 
 `use` asks at every start whether it may: the definition is the code that this file was written for, and a narrow twin
 of the network computes logits, gradients and running statistics both ways, in float64. Where they agree,
