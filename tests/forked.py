@@ -30,7 +30,8 @@ for line in sys.stdin.read().splitlines():
         fast.find_difference = lambda network: None
     sys.argv = shlex.split(line)
     runpy.run_path(sys.argv[0], run_name="__main__")
-    break
+    sys.stdout.flush()
+    os._exit(0)  # to take a forked interpreter apart would copy all of PyTorch's pages, in a second and a half
 """
 
 
