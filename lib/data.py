@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision import datasets
 
 from lib.cli import UserError
 from lib.images import File, channel_statistics, list_classes, list_names
@@ -48,8 +47,11 @@ FASHION_FILES = "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-imag
 
 
 # ---- Reading the datasets that come as arrays ------------------------------------------------------------------------
-def read_cifar(dataset: type[datasets.CIFAR10], root: Path, train: bool) -> Arrays:
-    """CIFAR-10 or -100 from `root`, downloaded by torchvision if it is not there. Raises UserError if that fails."""
+def read_cifar(name: str, root: Path, train: bool) -> Arrays:
+    """CIFAR10 or CIFAR100 from `root`, downloaded by torchvision if it is not there. Raises UserError if that fails."""
+    from torchvision import datasets  # slow to import
+
+    dataset = getattr(datasets, name)
     files = ", ".join(name for name, _ in dataset.train_list + dataset.test_list + [(dataset.meta["filename"], "")])
     advice = f"put {dataset.filename} (from {dataset.url}) or the folder {dataset.base_folder} ({files}) into {root}"
     images = _downloaded(dataset, root, train, advice)
@@ -69,6 +71,8 @@ def read_fashion(root: Path, train: bool) -> Arrays:
     else:
         wanted = ", ".join(f"{name}.gz" for name in FASHION_FILES)
         advice = f"put {wanted} into {raw}, or install Debian's package dataset-fashion-mnist"
+        from torchvision import datasets
+
         images = _downloaded(datasets.FashionMNIST, root, train, advice)
         images, labels = images.data.numpy(), images.targets.numpy()
     return as_rgb(images), labels.astype(np.int64)
@@ -143,14 +147,12 @@ CIFAR100_NAMES = tuple(
     wardrobe whale willow_tree wolf woman worm
     """.split()
 )
-FASHION_NAMES = tuple(datasets.FashionMNIST.classes)
+FASHION_NAMES = "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 
 INFO: dict[str, Info] = {
-    "cifar10": Info(
-        10, CIFAR10_MEAN, CIFAR10_STD, read=partial(read_cifar, datasets.CIFAR10), class_names=CIFAR10_NAMES
-    ),
+    "cifar10": Info(10, CIFAR10_MEAN, CIFAR10_STD, read=partial(read_cifar, "CIFAR10"), class_names=CIFAR10_NAMES),
     "cifar100": Info(
-        100, CIFAR100_MEAN, CIFAR100_STD, read=partial(read_cifar, datasets.CIFAR100), class_names=CIFAR100_NAMES
+        100, CIFAR100_MEAN, CIFAR100_STD, read=partial(read_cifar, "CIFAR100"), class_names=CIFAR100_NAMES
     ),
     "fashion_mnist": Info(10, FASHION_MEAN, FASHION_STD, read=read_fashion, class_names=FASHION_NAMES),
     "fashion_mini": Info(10, FASHION_MEAN, FASHION_STD, read=read_fashion_mini, class_names=FASHION_NAMES),

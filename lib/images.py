@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from lib.cli import UserError
 
@@ -153,6 +152,8 @@ def centre_square(image: Image.Image, size: int, scale: float) -> Image.Image:
     """The centre square of `size` pixels, after the shorter side has been scaled to `scale` times as many."""
     if scale == 1:
         return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    from torchvision.transforms.functional import InterpolationMode, center_crop, resize  # slow to import
+
     return center_crop(resize(image, round(size * scale), InterpolationMode.BILINEAR), size)
 
 

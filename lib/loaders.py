@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
-from torchvision.transforms import v2
 
 from lib.cli import UserError, progress
 from lib.distributed import RankLost, to_device
@@ -127,6 +126,8 @@ class OnDisk(torch.utils.data.Dataset):
     """Images read by DataLoader workers, augmented as for ImageNet; normalised, and cut out, on the device."""
 
     def __init__(self, samples: list[Sample], info: Info, options: Options):
+        from torchvision.transforms import v2  # slow to import
+
         self.samples, self.info, self.options = samples, info, options
         jitter = [v2.ColorJitter(0.4, 0.4, 0.4, 0.2)] if options.jitter else []
         crop = v2.RandomResizedCrop(info.image_size)

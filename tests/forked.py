@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DRIVER = """
 import os, runpy, shlex, sys
-import matplotlib.figure, torch, torchvision
+import matplotlib.figure, torch
 from torch.utils import tensorboard
 torch.set_num_threads(1)
 sys.path.insert(0, os.getcwd())
