@@ -13,4 +13,4 @@ if [ "${1:-}" = --oldest ]; then
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 export OMP_NUM_THREADS=1 # the tests' networks are too small for more
-"$PYTHON" -m pytest -q -n 2 "$@"
+"$PYTHON" -m pytest -q -n 2 --dist loadfile "$@" # what a file's tests share is made once
