@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DRIVER = """
 import os, runpy, shlex, sys
-import matplotlib.figure, torch
+import matplotlib.figure, torch, torch._dynamo, torchvision
 from torch.utils import tensorboard
 torch.set_num_threads(1)
 sys.path.insert(0, os.getcwd())

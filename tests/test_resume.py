@@ -41,7 +41,9 @@ EXACT = ("history.jsonl", "genotype.txt", "checkpoint.pt", "best.pt", "genotypes
 def server():
     """The context whose processes are forked from one that has imported the scripts."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["search", "retrain", "train_search", "visualize", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(
+        ["search", "retrain", "train_search", "visualize", "torch.utils.tensorboard", "torch._dynamo"]
+    )
     first = context.Process(target=int)  # waits for the imports
     first.start()
     first.join()
