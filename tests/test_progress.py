@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: bars on a terminal, plain lines elsewhere, next to nothing with --quiet."""
+"""What a run shows on a terminal while it goes on, and what its log says."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""The TensorBoard events of a tiny search, of one that was killed and resumed, of P-DARTS, and of a retraining."""
+"""The TensorBoard events of a tiny search, of one that was killed and resumed, and of a retraining."""
 
 import itertools
 import math
