@@ -71,7 +71,7 @@ def read_fashion(root: Path, train: bool) -> Arrays:
     else:
         wanted = ", ".join(f"{name}.gz" for name in FASHION_FILES)
         advice = f"put {wanted} into {raw}, or install Debian's package dataset-fashion-mnist"
-        from torchvision import datasets
+        from torchvision import datasets  # slow to import
 
         images = _downloaded(datasets.FashionMNIST, root, train, advice)
         images, labels = images.data.numpy(), images.targets.numpy()

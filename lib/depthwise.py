@@ -47,7 +47,8 @@ class Depthwise(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-        ctx.save_for_backward(x if stride == 2 or ctx.needs_input_grad[1] else None, weight)  # averages do not need x
+        needed = ctx.needs_input_grad[1] or stride == 2  # by the gradient of x alone, x is not, but for its shape
+        ctx.save_for_backward(x if needed else None, weight)
         ctx.stride, ctx.dilation = stride, dilation
         return convolve_plainly(x, weight, stride, dilation)
 

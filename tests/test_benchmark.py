@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
 import run  # noqa: E402
+from checks import Scripts  # noqa: E402
 from steps import Setting, evaluation, retraining_step, search_step  # noqa: E402
 
 WORK = {
@@ -83,3 +84,11 @@ def test_gpu_py_comes_to_its_end(tmp_path, device):
         assert not re.search('"failed"|"ok": false', json.dumps(found[name])), found[name]
     for name, error in found["checks"]["golden arrays, largest relative errors"].items():
         assert error < (1e-3 if "gradients" in name else 1e-4), name
+
+
+@pytest.mark.long
+def test_a_script_runs_without_what_draws(tmp_path):
+    """No figure, no bar, no event, as on a machine that has PyTorch, torchvision and numpy alone."""
+    scripts = Scripts(torch.device("cpu"), tmp_path)
+    assert scripts.epoch("ddsas")["ok"]
+    assert not list(tmp_path.rglob("events*"))

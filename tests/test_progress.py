@@ -1,7 +1,6 @@
-"""What a run shows on a terminal while it goes on, and what its log says."""
+"""What a run shows while it goes on: bars on a terminal, plain lines elsewhere, next to nothing with --quiet."""
 
 import io
-import itertools
 import re
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 from conftest import run_script
 from tqdm import tqdm
 
+import retrain
 import search
 from lib import cli
 
@@ -36,6 +36,17 @@ def log_without_times(folder) -> list[str]:
     return [line[20:] for line in lines]
 
 
+def assert_complete(lines: list[str], steps: int, last: str) -> None:
+    """A log with the run folder, lines of steps every 4 and at an epoch's end, lines of epochs, and the end."""
+    assert lines[0].startswith("run folder: ")
+    for epoch in (0, 1):
+        for step in sorted({*range(4, steps + 1, 4), steps}):
+            (line,) = (line for line in lines if line.startswith(f"epoch {epoch} step {step}/{steps}: loss "))
+            assert re.search(r"accuracy [\d.]+ %.*, \d+ images/s$", line)
+        assert any(line.startswith(f"epoch {epoch}: train loss ") for line in lines)
+    assert lines[-1].startswith(last)
+
+
 def test_bars_of_a_search_on_a_terminal(pictures, tmp_path):
     file = Terminal()
     with pytest.MonkeyPatch.context() as patch:
@@ -51,9 +62,14 @@ def test_bars_of_a_search_on_a_terminal(pictures, tmp_path):
     assert any(re.match(r"epochs .* 0/2, \? left", line) for line in shown)
     assert any(re.match(r"epochs .* 1/2, \d\d:\d\d left, validation accuracy \d+\.\d%", line) for line in shown)
     log = log_without_times(folder)
-    assert log[0].startswith("run folder: ") and log[-1].startswith("retrain it with: python retrain.py")
-    for epoch, step in itertools.product((0, 1), (4, 6)):  # every fourth step, and the last
-        pattern = rf"epoch {epoch} step {step}/6: loss [\d.]+, accuracy [\d.]+ %.*, \d+ images/s$"
-        assert sum(bool(re.match(pattern, line)) for line in log) == 1
+    assert_complete(log, 6, "retrain it with: python retrain.py")
     lines = [line for line in log if not re.match(r"epoch \d step ", line)]  # the bar says what those say
     assert [line for line in shown if line in log] == lines
+
+
+def test_plain_lines_where_the_output_is_no_terminal(pictures, tmp_path, capfd):
+    folder = run_script(retrain, TINY, "--data", pictures, "--save", tmp_path / "run")
+    out, err = capfd.readouterr()
+    assert err == "" and "\r" not in out and "\x1b" not in out
+    assert out.splitlines() == log_without_times(folder)
+    assert_complete(out.splitlines(), 12, "test it with: python evaluate.py")

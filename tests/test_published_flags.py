@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import shlex
+import shutil
 
 import pytest
 from conftest import ROOT
@@ -15,7 +16,7 @@ import train_cifar
 import train_imagenet
 import train_search
 import visualize
-from lib import cli
+from lib import cli, runs
 from lib.tensorboard import TensorBoard
 
 SCRIPTS = (search, retrain, evaluate, train_search, train_cifar, train_imagenet)
@@ -23,6 +24,13 @@ SCRIPTS = (search, retrain, evaluate, train_search, train_cifar, train_imagenet)
 
 def parse(script, text: str) -> argparse.Namespace:
     return cli.parse(script.get_parser(), shlex.split(text))
+
+
+def test_published_spellings_are_understood():
+    assert parse(search, "--report_freq 10.0").report_freq == 10
+    assert parse(search, "--arch_learning 1e-3 --init_ch 4").init_channels == 4  # abbreviations, where they are clear
+    assert parse(retrain, "--tmp_data_dir DIR").data == "DIR"
+    assert parse(search, "--space_config space_config_static").space_config == "space_config_static"
 
 
 def test_imagenet_has_the_settings_of_the_papers():
@@ -80,6 +88,18 @@ def test_a_run_with_extreme_values_makes_sense_or_ends_in_one_line(
     words = *TINY.split(), *flags.split(), "--data", pictures, "--save", tmp_path / "run"
     ended, _, errors = command(script, *words)
     assert ended == code and said in "".join(errors) and len(errors) == (code > 0)
+
+
+def test_a_run_folder_deleted_during_the_run_is_one_line(pictures, tmp_path, refused, monkeypatch):
+    after_step = runs.Run.after_step
+
+    def delete(self, *arguments):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        after_step(self, *arguments)
+
+    monkeypatch.setattr(runs.Run, "after_step", delete)
+    words = *TINY.split(), "--report_freq", 1, "--data", pictures, "--save", tmp_path / "run"
+    assert "No such file" in refused(search, *words)
 
 
 def test_a_released_file_is_looked_for_by_its_genotype(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The TensorBoard events of a tiny search, of one that was killed and resumed, and of a retraining."""
+"""The TensorBoard events of a tiny search, of one that was killed and resumed, of P-DARTS, and of a retraining."""
 
 import itertools
 import math
@@ -16,6 +16,7 @@ import genotypes
 import nasbench201
 import retrain
 import search
+import train_search
 import visualize
 from lib import runs
 
@@ -117,6 +118,14 @@ def test_a_run_that_was_killed_and_resumed_has_no_event_twice(pictures, tmp_path
         assert list(scalars(found, tag)) == ([1] if tag.startswith("final/") else [0, 1])
     assert all([image.step for image in found.Images(tag)] == [0, 1] for tag in found.Tags()["images"])
     assert hyperparameters(found)[0]["epochs"] == 2
+
+
+def test_events_of_pdarts(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(visualize, "epoch_pictures", small_picture)
+    folder = run(train_search, pictures, tmp_path / "p", "--epochs 1 --eps_no_arch 0 --add_layers 0 --add_layers 0")
+    found, lines = events(folder), history(folder)
+    assert_curves(found, lines, SEARCH_CURVES | {"stage": "schedule/stage", "dropout": "schedule/dropout"})
+    assert [image.step for image in found.Images("cells")] == [0, 1, 2]
 
 
 def test_looked_up_accuracy_and_rank_are_in_tensorboard_and_the_report(pictures, tmp_path):
