@@ -47,7 +47,7 @@ class Depthwise(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-        needed = ctx.needs_input_grad[1] or stride == 2  # by the gradient of x alone, x is not, but for its shape
+        needed = ctx.needs_input_grad[1] or stride == 2  # for dw, and with stride 2 for dx
         ctx.save_for_backward(x if needed else None, weight)
         ctx.stride, ctx.dilation = stride, dilation
         return convolve_plainly(x, weight, stride, dilation)
